@@ -1,0 +1,194 @@
+"""Files that are either whole or absent: atomic writes, hashes, checked reads, provenance.
+
+Every file is written to a temporary name beside its target, flushed to disk and renamed. What has a JSON sidecar is
+complete when the sidecar is there: it is written last and holds the SHA-256 of its partner, and of itself. A reader checks
+both, so that a half-written or damaged file is rebuilt or refused, never believed. Locks only save work: without them
+(some network file systems grant every lock to everyone) two writers still end with one whole file.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from fpbench.errors import InputError
+from fpbench.paths import REPOSITORY
+
+PACKAGES = ("fpbench", "torch", "timm", "numpy", "scipy", "scikit-learn", "pandas", "pillow", "opencv-python-headless")
+
+
+def digest(value) -> str:
+    """Return the SHA-256 (hex, 64 characters) of a JSON-like value; equal values give equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _collect_orphans(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _collect_orphans(path: Path) -> None:
+    """Delete temporaries of ``path`` that killed processes of this host left behind."""
+    for orphan in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.tmp"):
+        pid = int(orphan.name.split(".")[-3])
+        if not _alive(pid):
+            orphan.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some network file systems refuse to sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file that carries its own digest."""
+    content = json.loads(json.dumps(content))
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps({**content, "digest": digest(content)}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a file of ``write_json``; InputError if it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        found = content.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not a file written by fpbench ({error}): delete it and run again") from None
+    if found != digest(content):
+        raise InputError(f"{path} was changed after it was written (its digest does not match): delete it and run again")
+    return content
+
+
+def commit(path: Path, content: dict) -> None:
+    """Complete ``path`` (already written) by its sidecar: ``content`` plus the file's SHA-256."""
+    write_json(sidecar(path), {**content, "sha256": file_sha256(path)})
+
+
+def checked(path: Path) -> dict:
+    """Return the sidecar of ``path`` after checking both; InputError or FileNotFoundError if they cannot be trusted."""
+    content = read_json(sidecar(path))
+    if content["sha256"] != file_sha256(path):
+        raise InputError(f"{path} does not match the SHA-256 in its sidecar: it is damaged; delete it and run again")
+    return content
+
+
+def sidecar(path: Path) -> Path:
+    """Return the path of a file's sidecar."""
+    return path.with_suffix(".json")
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock of ``path`` against other processes; the system frees it when the holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.ndarray:
+    """Return a read-only memory-mapped array, built once per ``key`` and checked at every opening.
+
+    Parameters
+    ----------
+    folder
+        Where such arrays are kept; the file name is the digest of ``key``.
+    key
+        Everything that the content depends on.
+    build
+        Writes the array to the path it is given, as ``.npy``. Called under a lock, at most once per key.
+    """
+    path = folder / f"{digest(key)[:32]}.npy"
+    if (array := _open(path)) is not None:
+        return array
+    with lock(path):
+        if (array := _open(path)) is None:
+            with atomic(path) as temporary:
+                build(temporary)
+            commit(path, {"key": key})
+            array = _open(path)
+    if array is None:
+        raise InputError(f"{path} could not be read back after it was written: is the disk failing?")
+    return array
+
+
+def _open(path: Path) -> np.ndarray | None:
+    try:
+        checked(path)
+    except (FileNotFoundError, InputError):
+        return None
+    return np.load(path, mmap_mode="r")
+
+
+@cache
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder of intermediate files; what another process still holds is left to it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def provenance() -> dict:
+    """Return who made an artefact: commit, versions, machine, time. It never enters a key."""
+    return {
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

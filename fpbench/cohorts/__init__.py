@@ -1,0 +1,154 @@
+"""Who was scanned: the cohorts, read exactly as their archives are.
+
+``load_cohort`` gives a frame with one row per image, sorted by ``image_id`` so that the order of rows in the label file
+changes nothing, and the columns of ``COLUMNS``. A *group* is a set of patients linked by at least one pixel-identical
+image: splits and resampling use groups, because two patient numbers that share a picture may be one patient.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from fpbench import artifacts, images, paths
+from fpbench.cohorts import africa, spain
+from fpbench.cohorts.source import Source, check_counts, check_rows, locate
+from fpbench.errors import InputError, MissingError
+
+COLUMNS = (
+    "image_id", "path", "patient", "group", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
+)  # fmt: skip
+SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE)}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Images of one population and what is known of them."""
+
+    source: Source
+    frame: pd.DataFrame  # one row per image, COLUMNS and the columns of images.SCAN; index 0..N-1
+    absent: int = 0  # images of the label file whose files are not there
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.frame)
+
+    @property
+    def name(self) -> str:
+        """Return the name, first part of every image_id."""
+        return self.source.name
+
+    def image(self, image_id: str) -> np.ndarray:
+        """Return one picture as in its file: uint8, (H, W) or (H, W, 3)."""
+        rows = self.frame.loc[self.frame["image_id"] == image_id, "path"]
+        if rows.empty:
+            raise InputError(f"no image {image_id!r} in cohort {self.name}: expected one like {self.frame['image_id'].iloc[0]!r}")
+        return images.decode(rows.iloc[0])
+
+    def array(self, geometry: images.Geometry) -> np.ndarray:
+        """Return all pictures in one geometry (see ``images.cached_images``), in the order of ``frame``."""
+        return images.cached_images(self.frame["path"].tolist(), self.frame, geometry)
+
+    def fingerprint(self) -> str:
+        """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""
+        return artifacts.digest([self.frame[c].astype(str).tolist() for c in (*COLUMNS, "pixels") if c != "path"])
+
+    def select(self, rows: Iterable) -> "Cohort":
+        """Return the cohort without the rows where the mask is false. Groups stay as they are."""
+        return replace(self, frame=self.frame[np.asarray(rows, bool)].reset_index(drop=True))
+
+    def describe(self) -> str:
+        """Return one line: images, patients, groups, what is absent."""
+        found = f"{self.name}: {len(self):,} images, {self.frame['patient'].nunique():,} patients, "
+        found += f"{self.frame['group'].nunique():,} groups"
+        return found + (f" ({self.absent:,} images of the label file are absent)" if self.absent else "")
+
+
+def load_cohort(name: str, root: str | Path | None = None, missing: str = "error") -> Cohort:
+    """Read a cohort from the folder of its archive.
+
+    Parameters
+    ----------
+    name
+        ``"spain"``, ``"africa"`` or another name of ``SOURCES``.
+    root
+        The folder with the label file, or one that holds such a folder. Default: ``<data>/<name>``.
+    missing
+        ``"error"``: every image must be there. ``"drop"``: those that are not are left out and counted in ``absent``.
+
+    Raises
+    ------
+    InputError
+        The labels or pictures are not what the archive holds.
+    MissingError
+        The folder, or images in it, are not there.
+    """
+    source, folder, listed, there = list_images(name, root, missing)
+    frame = listed[there].reset_index(drop=True)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
+    if (bad := frame["error"] != "").any():
+        row = frame[bad].iloc[0]
+        raise InputError(f"{int(bad.sum())} unreadable pictures in {folder}, the first is {row['image_id']}: {row['error']}")
+    frame.insert(3, "group", group_patients(frame["patient"], frame["pixels"]))
+    return Cohort(source, frame, absent=int((~there).sum()))
+
+
+def folder_of(name: str, root: str | Path | None = None) -> tuple[Source, Path]:
+    """Return the facts of a cohort and the folder that holds its label file; MissingError says how to get it."""
+    if name not in SOURCES:
+        raise InputError(f"unknown cohort {name!r}: expected one of {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    root = Path(root) if root else paths.data() / name
+    if source.prepare:
+        source.prepare(root)
+    return source, locate(root, source)
+
+
+def list_images(name: str, root: str | Path | None, missing: str) -> tuple[Source, Path, pd.DataFrame, np.ndarray]:
+    """Return the checked label rows, sorted, with absolute paths, and which of their files are there."""
+    if missing not in ("error", "drop"):
+        raise InputError(f"missing={missing!r}: expected 'error' or 'drop'")
+    source, folder = folder_of(name, root)
+    label_file = folder / source.csv
+    rows = source.read(label_file, name)
+    check_rows(rows, label_file)
+    check_counts(rows, source, label_file)
+    rows = rows.sort_values("image_id", ignore_index=True).assign(path=lambda frame: [folder / path for path in frame["path"]])
+    there = np.array([path.is_file() for path in rows["path"]])
+    if missing == "error" and not there.all() or not there.any():
+        first = rows.loc[~there, "path"].iloc[0]
+        raise MissingError(
+            f"{int((~there).sum()):,} of {len(rows):,} images of {name} are not in {folder}, the first is {first}: complete the "
+            "archive, or load what is there with missing='drop'"
+        )
+    return source, folder, rows, there
+
+
+def group_patients(patients: pd.Series, pixels: pd.Series) -> np.ndarray:
+    """Link patients that share a pixel-identical image.
+
+    Returns
+    -------
+    numpy.ndarray
+        For every image the smallest patient key of its connected component: independent of the order of rows.
+    """
+    names, patient = np.unique(patients.to_numpy(str), return_inverse=True)
+    pictures, picture = np.unique(pixels.to_numpy(str), return_inverse=True)
+    total = len(names) + len(pictures)
+    edges = coo_matrix((np.ones(len(patient)), (patient, len(names) + picture)), shape=(total, total))
+    component = connected_components(edges, directed=False)[1][: len(names)]
+    first = pd.Series(names).groupby(component).transform("min").to_numpy()
+    return first[patient]
+
+
+def distinct(frame: pd.DataFrame, label: str) -> np.ndarray:
+    """Return which rows a de-duplicated view keeps.
+
+    Of pixel-identical images with one label the first by ``image_id`` is kept; with two labels all are dropped.
+    """
+    labels = frame[label].fillna("").groupby(frame["pixels"]).transform("nunique")
+    return (~frame["pixels"].duplicated() & (labels == 1)).to_numpy()

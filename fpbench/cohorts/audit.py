@@ -1,0 +1,137 @@
+"""What a careful reader would want to know of a cohort before trusting a score on it.
+
+Exact duplicates (same bytes, same pixels) are pairs of neighbours in a chain of copies, so that ``images - pairs`` is the
+number of distinct pictures. Near duplicates are found by a perceptual hash and confirmed by correlation; they are reported
+and never merged.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.fft import dctn
+
+from fpbench import images
+from fpbench.cohorts import Cohort, distinct, group_patients, list_images
+from fpbench.errors import InputError
+
+THUMBNAIL = images.Geometry("squash", 64, "bilinear")
+HASH_BITS = 256  # the 16 x 16 lowest frequencies of the 64 x 64 thumbnail
+NEAR_BITS = 32  # at most so many of them differ
+NEAR_CORRELATION = 0.99  # and the thumbnails correlate at least so much
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings. Every table is a tidy frame."""
+
+    cohort: Cohort
+    missing: list[str]  # image ids without a file
+    unreadable: pd.DataFrame  # image_id, error
+    pairs: pd.DataFrame  # exact duplicates: one row per pair
+    near: pd.DataFrame  # near duplicates: one row per pair, with bits and correlation
+
+    @property
+    def distinct(self) -> int:
+        """Return the number of distinct pictures."""
+        return int(self.cohort.frame["pixels"].nunique())
+
+    def summary(self) -> dict[str, int]:
+        """Return the counts that a methods section quotes."""
+        frame, pairs = self.cohort.frame, self.pairs
+        return {
+            "files": len(frame),
+            "distinct": self.distinct,
+            "pairs": len(pairs),
+            "pairs across patients": int((~pairs["same_patient"]).sum()),
+            "pairs across the split": int((~pairs["same_split"]).sum()),
+            "pairs with two labels": int((~pairs["same_plane"]).sum()),
+            "patient ids": int(frame["patient"].nunique()),
+            "groups": int(frame["group"].nunique()),
+            "kept after de-duplication": int(distinct(frame, "plane").sum()),
+            "near-duplicate pairs": len(self.near),
+            "missing files": len(self.missing),
+            "unreadable files": len(self.unreadable),
+        }
+
+    def __str__(self) -> str:
+        """Return the summary as aligned lines."""
+        return "\n".join(f"{value:>8,}  {name}" for name, value in self.summary().items())
+
+
+def audit(name: str, root: str | Path | None = None, missing: str = "drop") -> Audit:
+    """Audit a cohort; unlike ``load_cohort`` it goes on over unreadable pictures and reports them."""
+    source, _, listed, there = list_images(name, root, missing)
+    frame = listed[there].reset_index(drop=True)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
+    bad = frame["error"] != ""
+    if bad.all():
+        raise InputError(f"none of the {len(frame)} pictures of {name} can be read, the first: {frame['error'].iloc[0]}")
+    good = frame[~bad].reset_index(drop=True)
+    good.insert(3, "group", group_patients(good["patient"], good["pixels"]))
+    return Audit(
+        Cohort(source, good, absent=int((~there).sum())),
+        missing=listed.loc[~there, "image_id"].tolist(),
+        unreadable=frame.loc[bad, ["image_id", "error"]].reset_index(drop=True),
+        pairs=exact_pairs(good),
+        near=near_pairs(good),
+    )
+
+
+def exact_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return pixel-identical neighbours: a picture and the next one like it, in the order of ``frame``."""
+    order = np.argsort(frame["pixels"].to_numpy(str), kind="stable")
+    same = frame["pixels"].to_numpy()[order[1:]] == frame["pixels"].to_numpy()[order[:-1]]
+    return _pair_table(frame, order[:-1][same], order[1:][same])
+
+
+def near_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return pairs that look alike without being pixel-identical, the most alike first."""
+    first = np.flatnonzero(~frame["pixels"].duplicated().to_numpy())
+    looked = frame.iloc[first].reset_index(drop=True)
+    thumbs = images.cached_images(looked["path"].tolist(), looked, THUMBNAIL).astype(np.float32)
+    thumbs = thumbs.mean(axis=-1) if thumbs.ndim == 4 else thumbs
+    signs = perceptual_signs(thumbs)
+    flat = thumbs.reshape(len(thumbs), -1)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    found = [np.empty((0, 2), int)]
+    for start in range(0, len(signs), 2048):
+        bits = (HASH_BITS - signs[start : start + 2048] @ signs.T) / 2
+        left, right = np.nonzero(bits <= NEAR_BITS)
+        found.append(np.column_stack([left + start, right])[left + start < right])
+    left, right = np.concatenate(found).T
+    correlation = np.einsum("nd,nd->n", flat[left], flat[right])
+    keep = correlation >= NEAR_CORRELATION
+    left, right, correlation = left[keep], right[keep], correlation[keep]
+    table = _pair_table(frame, first[left], first[right]).assign(correlation=correlation)
+    return table.sort_values("correlation", ascending=False, ignore_index=True)
+
+
+def perceptual_signs(thumbs: np.ndarray) -> np.ndarray:
+    """Return the 256-bit DCT hash of (N, 64, 64) thumbnails as +1 / -1, (N, 256) float32."""
+    low = dctn(thumbs, axes=(1, 2), norm="ortho")[:, :16, :16].reshape(len(thumbs), -1)
+    return np.where(low > np.median(low, axis=1, keepdims=True), 1, -1).astype(np.float32)
+
+
+def _pair_table(frame: pd.DataFrame, left: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    one, two = (frame.iloc[rows].reset_index(drop=True) for rows in (left, right))
+    table = pd.DataFrame({"image": one["image_id"], "copy": two["image_id"]})
+    table["same_bytes"] = one["sha256"] == two["sha256"]
+    for column in ("patient", "official_split", "plane"):
+        table["same_" + column.removeprefix("official_")] = one[column] == two[column]
+    return table
+
+
+def crosstab(cohort: Cohort, rows: str, columns: str) -> pd.DataFrame:
+    """Count images by two columns, e.g. machine by plane, with totals; ``"size"`` stands for width x height."""
+    frame = cohort.frame.assign(size=cohort.frame["width"].astype(str) + " x " + cohort.frame["height"].astype(str))
+    return pd.crosstab(frame[rows].fillna("not published"), frame[columns].fillna("not published"), margins=True, margins_name="all")
+
+
+def patients_per_class(cohort: Cohort, label: str) -> pd.DataFrame:
+    """Count images, patients and groups of each class; a patient with two classes counts in both."""
+    grouped = cohort.frame.groupby(label)
+    table = pd.DataFrame({"images": grouped.size(), "patients": grouped["patient"].nunique(), "groups": grouped["group"].nunique()})
+    return table.sort_values("images", ascending=False)

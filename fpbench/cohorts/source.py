@@ -1,0 +1,99 @@
+"""One table of facts per cohort, and the checks that hold a folder to them.
+
+A ``Source`` says how an archive is laid out and what it must hold; the published counts are executable. All readers return
+the same columns, one row per image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from fpbench.cohorts.download import Archive
+from fpbench.errors import InputError, MissingError
+
+COLUMNS = (
+    "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a cohort before a file is opened."""
+
+    name: str  # first part of every image_id and patient
+    title: str  # for headings
+    population: str  # the word that tasks use; an archive and its phantom share it
+    csv: str  # name of the label file, in the root folder
+    read: Callable[[Path, str], pd.DataFrame]  # (label file, name) -> rows with COLUMNS
+    counts: dict[str, dict[str, int]]  # column -> value -> images; "total" -> {"images", "patients"}
+    licence: str
+    citation: str
+    archive: Archive | None = None  # where it is fetched from
+    label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
+    prepare: Callable[[Path], None] | None = field(default=None, compare=False)  # makes the folder if it is absent
+
+
+def read_table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns``."""
+    try:
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a table separated by {separator!r} ({error}): is it the file of the archive?") from None
+    found = tuple(str(name).strip() for name in frame.columns)
+    if found != columns:
+        raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {', '.join(found)}")
+    return frame.set_axis(columns, axis=1).apply(lambda column: column.str.strip())
+
+
+def translate(frame: pd.DataFrame, column: str, names: dict[str, str | None], path: Path) -> pd.Series:
+    """Translate the words of an archive into ours; InputError names the rows with any other word."""
+    unknown = ~frame[column].isin(names)
+    if unknown.any():
+        row = int(unknown.to_numpy().argmax())
+        raise InputError(
+            f"{path}: unknown {column} {frame[column].iloc[row]!r} in data row {row + 1} ({int(unknown.sum())} such rows); "
+            f"expected one of {', '.join(names)}"
+        )
+    return frame[column].map(names)
+
+
+def check_rows(frame: pd.DataFrame, path: Path) -> None:
+    """Raise InputError for a duplicated row or a patient on both sides of the published split."""
+    twice = frame.loc[frame["image_id"].duplicated(), "image_id"]
+    if len(twice):
+        raise InputError(f"{path}: {len(twice)} images are listed twice, the first is {twice.iloc[0]}: expected one row each")
+    sides = frame.groupby("patient")["official_split"].nunique()
+    if (sides > 1).any():
+        raise InputError(
+            f"{path}: {int((sides > 1).sum())} patients are on both sides of the published split, the first is "
+            f"{sides.idxmax()}: expected none; is this the file of the archive?"
+        )
+
+
+def check_counts(frame: pd.DataFrame, source: Source, path: Path) -> None:
+    """Hold the rows to the published counts; InputError lists every count that differs."""
+    found = {"total": {"images": len(frame), "patients": frame["patient"].nunique()}}
+    found |= {column: frame[column].value_counts().to_dict() for column in source.counts if column != "total"}
+    wrong = [
+        f"{column} {value}: expected {expected:,}, found {found[column].get(value, 0):,}"
+        for column, values in source.counts.items()
+        for value, expected in values.items()
+        if found[column].get(value, 0) != expected
+    ]
+    if wrong:
+        raise InputError(f"{path} does not hold the published counts:\n  " + "\n  ".join(wrong) + "\nIs the archive complete?")
+
+
+def locate(root: Path, source: Source) -> Path:
+    """Return the folder that holds the label file: ``root`` or its only subfolder that does."""
+    if (root / source.csv).is_file():
+        return root
+    inside = sorted(path.parent for path in root.glob(f"*/{source.csv}")) if root.is_dir() else []
+    if len(inside) == 1:
+        return inside[0]
+    how = f"run 'fpbench fetch {source.name}'" if source.archive else "check the folder in the study file"
+    raise MissingError(f"expected {source.csv} in {root}, found {len(inside)} such files below it: {how}")

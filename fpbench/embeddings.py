@@ -1,0 +1,92 @@
+"""One frozen pass per image: each picture goes through each encoder once, never once per fold.
+
+The result is cached by content: pixels, geometry, weights, pooling, precision, batch size, threads, device and the version
+of this step are the key. Work is cut into shards of fixed size, each kept when it is done, so a killed run goes on where it
+stopped and gives the same bytes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fpbench import artifacts, images, paths
+from fpbench.cohorts import Cohort
+from fpbench.encoders import Encoder
+from fpbench.errors import InputError
+
+VERSION = 1  # of this step; raise it when its numbers change
+SHARD = 16  # batches per shard
+
+
+def embed_cohort(encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: bool = False) -> np.ndarray:
+    """Return the embeddings of a cohort, computed once.
+
+    Parameters
+    ----------
+    encoder
+        On the device where it shall run.
+    cohort
+        N images.
+    batch_size
+        Images per forward pass; part of the cache key, since it moves the last bits.
+    bf16
+        Compute under bfloat16 autocast; part of the cache key.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, dim) float32, read-only, in the order of ``cohort.frame``.
+
+    Raises
+    ------
+    InputError
+        An embedding is not finite; the message names the image.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: expected at least 1")
+    key = embedding_key(encoder, cohort, batch_size, bf16)
+    folder = paths.cache() / "embeddings"
+
+    def build(path: Path) -> None:
+        pictures = cohort.array(encoder.geometry)
+        rows = batch_size * SHARD
+        with tqdm(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image", disable=None) as progress:
+            bounds = [(start, min(start + rows, len(pictures))) for start in range(0, len(pictures), rows)]
+            values = np.concatenate([_shard(encoder, pictures, bound, batch_size, bf16, key, progress) for bound in bounds])
+        if not (finite := np.isfinite(values).all(axis=1)).all():
+            raise InputError(f"{encoder.name}: the embedding of {cohort.frame['image_id'][~finite].iloc[0]} is not finite: are the weights whole?")
+        with open(path, "wb") as handle:
+            np.save(handle, values)
+
+    values = artifacts.cached_array(folder, key, build)
+    artifacts.discard(_shards(key))
+    return values
+
+
+def _shards(key: dict) -> Path:
+    return paths.cache() / "embeddings" / f"{artifacts.digest(key)[:32]}.shards"
+
+
+def _shard(encoder: Encoder, pictures: np.ndarray, bound: tuple[int, int], batch_size: int, bf16: bool, key: dict, progress) -> np.ndarray:
+    start, stop = bound
+
+    def build(path: Path) -> None:
+        batches = [encoder.embed(pictures[first : min(first + batch_size, stop)], bf16) for first in range(start, stop, batch_size)]
+        with open(path, "wb") as handle:
+            np.save(handle, np.concatenate(batches))
+
+    values = artifacts.cached_array(_shards(key), {"rows": bound}, build)
+    progress.update(stop - start)
+    return values
+
+
+def embedding_key(encoder: Encoder, cohort: Cohort, batch_size: int, bf16: bool) -> dict:
+    """Return everything that the embeddings depend on."""
+    import torch
+
+    return {
+        "step": "embeddings", "version": [VERSION, images.VERSION], "torch": torch.__version__, "encoder": encoder.identity(),
+        "pixels": artifacts.digest(cohort.frame["pixels"].tolist()), "batch": batch_size, "bf16": bf16,
+        "device": encoder.device.type, "threads": torch.get_num_threads() if encoder.device.type == "cpu" else 0,
+    }  # fmt: skip

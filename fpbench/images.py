@@ -1,0 +1,207 @@
+"""Pictures: decoding, geometry, and a uint8 cache that every encoder reads.
+
+Arrays are uint8, ``(H, W)`` for grey and ``(H, W, 3)`` RGB for truly coloured pictures; a colour file whose three channels
+are equal is grey. Nothing here knows cohorts: it works on lists of paths.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from fpbench import artifacts, paths
+from fpbench.errors import InputError
+
+VERSION = 1  # of decoding and geometry; raise it when their pixels change
+MAX_PIXELS = 40_000_000  # a larger picture is refused unread: the largest real one has 1.2 million
+KINDS = ("squash", "resize_crop", "pad_square", "fit_pad")
+PILLOW = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+OPENCV = {"opencv-bilinear": 1}  # cv2.INTER_LINEAR: no antialias, as UltraSam's authors resize
+
+
+class ImageError(InputError):
+    """A file that is no usable picture."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture becomes a square of ``size`` pixels.
+
+    ``squash``: both sides to size, aspect ratio lost. ``resize_crop``: short side to size / crop, then the central square.
+    ``pad_square``: centred on a black square, then resized. ``fit_pad``: long side to size, the other truncated in
+    proportion, black to the right and below.
+    """
+
+    kind: str  # one of KINDS
+    size: int  # side of the result, pixels
+    interpolation: str = "bicubic"  # nearest | bilinear | bicubic | lanczos (Pillow, antialiased) | opencv-bilinear
+    crop: float = 1.0  # resize_crop only: share of the short side that is kept
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be applied."""
+        if self.kind not in KINDS:
+            raise InputError(f"unknown geometry {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if self.interpolation not in PILLOW | OPENCV:
+            raise InputError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(PILLOW | OPENCV)}")
+        if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
+            raise InputError(f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}")
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Return ``picture`` as a uint8 array of shape (size, size) or (size, size, 3)."""
+        return getattr(self, f"_{self.kind}")(picture)
+
+    def _squash(self, picture: np.ndarray) -> np.ndarray:
+        return self._resize(picture, self.size, self.size)
+
+    def _resize_crop(self, picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        side = int(np.floor(self.size / self.crop))
+        short = min(height, width)
+        resized = self._resize(picture, side * width // short, side * height // short)
+        top, left = (round((edge - self.size) / 2) for edge in resized.shape[:2])
+        return resized[top : top + self.size, left : left + self.size]
+
+    def _pad_square(self, picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        square = np.zeros((side, side, *picture.shape[2:]), np.uint8)
+        square[top : top + height, left : left + width] = picture
+        return self._resize(square, self.size, self.size)
+
+    def _fit_pad(self, picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        longest = max(height, width)
+        resized = self._resize(picture, max(1, width * self.size // longest), max(1, height * self.size // longest))
+        square = np.zeros((self.size, self.size, *picture.shape[2:]), np.uint8)
+        square[: resized.shape[0], : resized.shape[1]] = resized
+        return square
+
+    def _resize(self, picture: np.ndarray, width: int, height: int) -> np.ndarray:
+        if self.interpolation in OPENCV:
+            import cv2
+
+            return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=OPENCV[self.interpolation])
+        return np.asarray(Image.fromarray(picture).resize((width, height), PILLOW[self.interpolation]))
+
+
+def decode(path: Path) -> np.ndarray:
+    """Return the picture in a file: uint8, (H, W) if grey, (H, W, 3) RGB if truly coloured.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, truncated, no picture, animated, not 8-bit, or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as image:
+            _refuse(image)
+            image.load()
+            array = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: not a readable picture ({error}); is the download complete?") from None
+    return array[..., 0] if array.ndim == 3 and _equal_channels(array) else array
+
+
+def _refuse(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}: refused unread")
+    if getattr(image, "n_frames", 1) != 1:
+        raise ImageError(f"expected one picture, found an animation of {image.n_frames} frames")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        raise ImageError(f"expected 8 bits per channel (grey or RGB), found mode {image.mode}")
+
+
+def _equal_channels(array: np.ndarray) -> bool:
+    return np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2])
+
+
+def workers() -> int:
+    """Return how many threads decode at once (Pillow frees the interpreter lock)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parallel(function, items: Sequence, title: str) -> list:
+    with ThreadPoolExecutor(workers()) as pool:
+        return list(tqdm(pool.map(function, items), total=len(items), desc=title, unit="image", disable=None))
+
+
+SCAN = ("sha256", "pixels", "width", "height", "coloured", "error")
+
+
+def scan(files: Sequence[Path]) -> pd.DataFrame:
+    """Look at every file once: hash of its bytes, hash of its pixels, size, colour; or what is wrong with it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per file, columns SCAN. Two files with equal ``pixels`` show the same picture, whatever their format.
+        Decoding is cached by content: the second call on the same files only reads and hashes their bytes.
+    """
+    sums = _parallel(artifacts.file_sha256, files, "hashing files")
+    path = paths.cache() / "scans" / f"{artifacts.digest([VERSION, sums])[:32]}.parquet"
+    try:
+        artifacts.checked(path)
+        return pd.read_parquet(path)
+    except (FileNotFoundError, InputError):
+        rows = _parallel(_look, files, "looking at pictures")
+    frame = pd.DataFrame(rows, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
+    frame.insert(0, "sha256", sums)
+    with artifacts.atomic(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+    artifacts.commit(path, {"files": len(files)})
+    return frame
+
+
+def _look(path: Path) -> tuple:
+    try:
+        picture = decode(path)
+    except ImageError as error:
+        return "", 0, 0, False, str(error)
+    content = hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()
+    return content, picture.shape[1], picture.shape[0], picture.ndim == 3, ""
+
+
+def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometry) -> np.ndarray:
+    """Return all pictures in one geometry, decoded once and kept as a memory-mapped array.
+
+    Parameters
+    ----------
+    files
+        N paths.
+    looked
+        Their rows of ``scan`` (same order).
+    geometry
+        What to make of them.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (N, size, size) where all pictures are grey, else (N, size, size, 3).
+    """
+    bad = looked.index[looked["error"] != ""]
+    if len(bad):
+        raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
+    key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": looked["pixels"].tolist()}
+    shape = (len(files), geometry.size, geometry.size) + ((3,) if looked["coloured"].any() else ())
+
+    def build(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+
+        def fill(row: int) -> None:
+            picture = geometry(decode(files[row]))
+            array[row] = picture if picture.ndim == len(shape) - 1 else picture[..., None]
+
+        _parallel(fill, range(len(files)), f"decoding to {geometry.kind} {geometry.size}")
+        array.flush()
+
+    return artifacts.cached_array(paths.cache() / "images", {**key, "pixels": artifacts.digest(key["pixels"])}, build)

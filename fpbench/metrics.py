@@ -1,0 +1,109 @@
+"""Scores of a classifier on a test cohort. Pure functions on arrays; scikit-learn computes every value.
+
+Conventions: ``y`` (N,) holds class indices, ``logits`` (N, K) one column per class of the task. ``space`` lists the classes
+that occur in the test cohort: macro scores average over them alone, passed explicitly, so a prediction outside the space is a
+miss for its true class and adds no class of its own. ``open`` takes the arg-max over all K classes, ``shared`` over the
+space; probabilities are the softmax over the same columns (``shared`` renormalises).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+from sklearn import metrics as sk
+
+from fpbench.errors import InputError
+
+RULES = ("open", "shared")
+HEADLINE = "macro F1"
+ECE_BINS = 15  # equal widths on [0, 1]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, K) from logits (N, K)."""
+    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+
+
+def restrict(logits: np.ndarray, space: Sequence[int], rule: str) -> np.ndarray:
+    """Return float64 logits; under ``shared``, columns outside ``space`` are -inf, so that they have probability 0."""
+    if rule not in RULES:
+        raise InputError(f"unknown rule {rule!r}: expected one of {', '.join(RULES)}")
+    if rule == "open":
+        return np.asarray(logits, np.float64)
+    restricted = np.full(np.shape(logits), -np.inf)
+    restricted[:, list(space)] = np.asarray(logits, np.float64)[:, list(space)]
+    return restricted
+
+
+def scores(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> dict[str, float]:
+    """Return every reported score of one model on one test cohort.
+
+    Parameters
+    ----------
+    y
+        (N,) class indices, all in ``space``.
+    logits
+        (N, K) finite.
+    space
+        The test cohort's classes, in the order of the task.
+    rule
+        ``"open"`` or ``"shared"``.
+
+    Returns
+    -------
+    dict
+        Macro F1 (the headline), weighted F1, accuracy, balanced accuracy, macro one-vs-rest AUROC, ECE, Brier, NLL (nats).
+        AUROC is NaN where a class of the space has no image or no other.
+    """
+    y, space = np.asarray(y), list(space)
+    _check(y, logits, space)
+    z = restrict(logits, space, rule)
+    probability, predicted = softmax(z), z.argmax(axis=1)
+    return {
+        "macro F1": sk.f1_score(y, predicted, labels=space, average="macro", zero_division=0),
+        "weighted F1": sk.f1_score(y, predicted, labels=space, average="weighted", zero_division=0),
+        "accuracy": sk.accuracy_score(y, predicted),
+        "balanced accuracy": sk.recall_score(y, predicted, labels=space, average="macro", zero_division=0),
+        "AUROC": float(np.mean([auroc(y == k, probability[:, k]) for k in space])),
+        "ECE": ece(probability.max(axis=1), predicted == y),
+        "Brier": float(((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()),
+        "NLL": float((logsumexp(z, axis=1) - z[np.arange(len(y)), y]).mean()),
+    }
+
+
+def per_class(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> dict[str, np.ndarray]:
+    """Return precision, recall, F1 and images of each class of ``space``, each of shape (len(space),)."""
+    y, space = np.asarray(y), list(space)
+    _check(y, logits, space)
+    predicted = restrict(logits, space, rule).argmax(axis=1)
+    values = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
+    return dict(zip(("precision", "recall", "F1", "images"), values, strict=True))
+
+
+def confusion(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> np.ndarray:
+    """Return counts (len(space), K): rows are true classes of the space, columns all classes of the task."""
+    _check(np.asarray(y), logits, list(space))
+    predicted = restrict(logits, space, rule).argmax(axis=1)
+    return sk.confusion_matrix(y, predicted, labels=range(np.shape(logits)[1]))[list(space)]
+
+
+def auroc(positive: np.ndarray, score: np.ndarray) -> float:
+    """Return the one-vs-rest AUROC; NaN if one side is empty."""
+    return float(sk.roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
+
+
+def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Return the expected calibration error of the top class over ``bins`` bins of equal width."""
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, correct.astype(float) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _check(y: np.ndarray, logits: np.ndarray, space: list[int]) -> None:
+    shape = np.shape(logits)
+    if len(shape) != 2 or len(y) != shape[0] or not len(y):
+        raise InputError(f"expected labels (N,) and logits (N, K) with N > 0, found {y.shape} and {shape}")
+    if not np.isfinite(logits).all():
+        raise InputError("expected finite logits, found NaN or infinity")
+    if outside := sorted(set(np.unique(y)) - set(space)):
+        raise InputError(f"labels {outside} are outside the label space {space} of this cohort: drop those rows or widen the space")

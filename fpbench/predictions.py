@@ -1,0 +1,112 @@
+"""Predictions: what crosses from compute to analysis.
+
+One parquet file per encoder, protocol and fold: one row per image, validation and test rows, with the logits of every class
+of the task. A JSON sidecar says where they come from. Every score, interval, table and most figures are functions of these
+files alone, so the analysis can be rebuilt anywhere without an image or a GPU.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fpbench import artifacts
+from fpbench.cohorts import Cohort, distinct
+from fpbench.errors import InputError, MissingError
+from fpbench.tasks import Task
+
+IDENTITY = ("image_id", "patient", "group", "centre")  # of the image, as in its cohort
+RUN = ("cohort", "population", "split", "fold", "encoder", "protocol", "target", "n_patients", "seed")
+COLUMNS = (*IDENTITY, "distinct", *RUN, "y_true")  # then logit_<class> in the order of the task
+SPLITS = ("val", "test")
+SIDECAR = ("key", "study", "encoder", "chosen", "provenance")
+
+
+def rows(cohort: Cohort, task: Task, positions: np.ndarray, logits: np.ndarray, **run) -> pd.DataFrame:
+    """Return the rows of one model on some images of a cohort.
+
+    Parameters
+    ----------
+    positions
+        (n,) rows of ``cohort.frame``, all of them of a class of the task.
+    logits
+        (n, K), in the order of ``task.classes``.
+    run
+        ``split``, ``fold``, ``encoder``, ``protocol``, ``n_patients`` (that trained), ``seed``.
+    """
+    frame = cohort.frame.iloc[positions]
+    table = frame[list(IDENTITY)].assign(
+        distinct=distinct(cohort.frame, task.label)[positions],
+        cohort=cohort.name,
+        population=cohort.source.population,
+        target=task.name,
+        y_true=np.array(task.codes(frame[task.label]), np.int16),
+        **run,
+    )
+    return table[list(COLUMNS)].assign(**dict(zip(task.columns(), np.asarray(logits, np.float32).T, strict=True)))
+
+
+def write(path: Path, frame: pd.DataFrame, task: Task, about: dict) -> None:
+    """Validate and write a predictions file, then its sidecar ``about`` (SIDECAR and whatever else is known)."""
+    frame = frame.reset_index(drop=True).astype({"fold": "int16", "seed": "int64", "n_patients": "int32"})
+    validate(frame, task, str(path))
+    if absent := [name for name in SIDECAR if name not in about]:
+        raise InputError(f"{path}: the sidecar must say {', '.join(absent)}")
+    with artifacts.atomic(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+    artifacts.commit(path, about)
+
+
+def is_current(path: Path, key: str) -> bool:
+    """Return whether a whole, undamaged predictions file of this very run is there."""
+    try:
+        return artifacts.checked(path)["key"] == key
+    except (FileNotFoundError, InputError, KeyError):
+        return False
+
+
+def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
+    """Read and validate predictions files; raises MissingError or InputError that names the file."""
+    frames = []
+    for path in sorted(files):
+        try:
+            artifacts.checked(path)
+        except FileNotFoundError:
+            raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04 for it") from None
+        frame = pd.read_parquet(path)
+        validate(frame, task, str(path))
+        frames.append(frame)
+    if not frames:
+        raise MissingError("expected predictions files, found none: run notebook 04 first")
+    together = pd.concat(frames, ignore_index=True)
+    _refuse_twice(together, "these files together")
+    return together
+
+
+def read_study(folder: Path, task: Task) -> pd.DataFrame:
+    """Read all predictions files below a folder of a study."""
+    return read(folder.rglob("*.parquet"), task)
+
+
+def validate(frame: pd.DataFrame, task: Task, where: str) -> None:
+    """Raise InputError unless the frame is a predictions table of the task."""
+    expected = [*COLUMNS, *task.columns()]
+    if list(frame.columns) != expected:
+        raise InputError(f"{where}: expected the columns {expected}, found {list(frame.columns)}")
+    if not set(frame["split"]) <= set(SPLITS) or not len(frame):
+        raise InputError(f"{where}: expected rows with split {' or '.join(SPLITS)}, found {sorted(set(frame['split']))}")
+    if not np.isfinite(frame[task.columns()].to_numpy()).all():
+        raise InputError(f"{where}: expected finite logits, found NaN or infinity")
+    if not frame["y_true"].between(0, len(task.classes) - 1).all():
+        raise InputError(f"{where}: expected y_true from 0 to {len(task.classes) - 1}, found {sorted(set(frame['y_true']))}")
+    _refuse_twice(frame, where)
+    sides = frame.groupby(["encoder", "protocol", "fold", "group"])["split"].nunique()
+    if (sides > 1).any():
+        raise InputError(f"{where}: group {sides.idxmax()[-1]} is in validation and test of one fold: expected disjoint groups")
+
+
+def _refuse_twice(frame: pd.DataFrame, where: str) -> None:
+    key = ["image_id", "fold", "split", "encoder", "protocol", "target", "n_patients", "seed"]
+    if (twice := frame.duplicated(key)).any():
+        raise InputError(f"{where}: {int(twice.sum())} rows stand twice, the first is {frame.loc[twice, 'image_id'].iloc[0]}")

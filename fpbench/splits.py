@@ -1,0 +1,142 @@
+"""Patient-level folds, and the proof that nothing leaks.
+
+``official``: the published test patients are touched by no choice; the others are cut into folds, fold k validates and the
+rest trains. ``crossval``: all patients are cut into folds, fold k tests, fold k+1 validates, the rest trains. Folds are
+stratified by class and never divide a group (patients linked by a pixel-identical image). A training group that is linked
+to an official test group is dropped from training. The cut depends on the seed and on the labels, not on the order of rows.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from fpbench import artifacts
+from fpbench.cohorts import Cohort
+from fpbench.errors import InputError
+from fpbench.tasks import Task
+
+VERSION = 1  # of the cut; raise it when folds change
+SCHEMES = ("official", "crossval")
+COLUMNS = ("image_id", "patient", "group", "label", "part")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of a cohort frame: who trains, who validates (every choice is made there), who tests."""
+
+    number: int
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The cut of one cohort for one task."""
+
+    scheme: str
+    folds: int
+    frame: pd.DataFrame  # COLUMNS; part is fold0, fold1, ..., or test, dropped, unused (no class of the task)
+
+    def fold(self, number: int) -> Fold:
+        """Return one fold as positions in the cohort's frame."""
+        if not 0 <= number < self.folds:
+            raise InputError(f"no fold {number}: expected 0 to {self.folds - 1}")
+        part = self.frame["part"].to_numpy()
+        test = part == (f"fold{number}" if self.scheme == "crossval" else "test")
+        validation = part == f"fold{(number + 1) % self.folds if self.scheme == 'crossval' else number}"
+        train = np.char.startswith(part.astype(str), "fold") & ~test & ~validation
+        return Fold(number, *(np.flatnonzero(mask) for mask in (train, validation, test)))
+
+    def digest(self) -> str:
+        """Return a digest of the cut."""
+        return artifacts.digest([self.scheme, self.folds, self.frame[["image_id", "group", "part"]].to_numpy().tolist()])
+
+    def save(self, path: Path) -> None:
+        """Write the cut as a CSV that people can cite."""
+        with artifacts.atomic(path) as temporary:
+            self.frame.to_csv(temporary, index=False)
+        artifacts.commit(path, {"scheme": self.scheme, "folds": self.folds})
+
+
+def load_splits(path: Path, cohort: Cohort) -> Splits:
+    """Read a cut that ``Splits.save`` wrote; InputError unless it is whole and made for exactly these images."""
+    about = artifacts.checked(path)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if tuple(frame.columns) != COLUMNS or not frame["image_id"].equals(cohort.frame["image_id"].astype(frame["image_id"].dtype)):
+        raise InputError(f"{path} was made for other images than {cohort.describe()}: run notebook 02 again")
+    return Splits(about["scheme"], about["folds"], frame)
+
+
+def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int = 5, seed: int = 0) -> Splits:
+    """Cut a cohort into patient-level folds.
+
+    Raises
+    ------
+    InputError
+        Too few patients: some class would be absent from a part. The message names it.
+    """
+    if scheme not in SCHEMES:
+        raise InputError(f"unknown split {scheme!r}: expected one of {', '.join(SCHEMES)}")
+    if folds < (3 if scheme == "crossval" else 2):
+        raise InputError(f"{folds} folds: 'crossval' needs at least 3 (test, validation, training), 'official' 2")
+    frame = cohort.frame
+    part = np.full(len(frame), "unused", dtype=object)
+    usable = np.array(task.codes(frame[task.label])) >= 0
+    test = usable & (frame["official_split"] == "test").to_numpy() & (scheme == "official")
+    linked = usable & ~test & frame["group"].isin(frame["group"][test]).to_numpy()
+    part[test], part[linked] = "test", "dropped"
+    rows = np.flatnonzero(usable & ~test & ~linked)
+    part[rows] = _cut(frame.iloc[rows], task, folds, seed)
+    table = frame[["image_id", "patient", "group"]].assign(label=frame[task.label].fillna(""), part=part.astype(str))
+    return Splits(scheme, folds, table.reset_index(drop=True))
+
+
+def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
+    labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
+    per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}
+    if min(per_class.values()) < folds:
+        few = ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds)
+        raise InputError(f"{folds} folds need at least {folds} patient groups of every class; found {few}")
+    part = np.empty(len(frame), dtype=object)
+    cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for number, (_, held_out) in enumerate(cutter.split(labels, labels, groups)):
+        part[held_out] = f"fold{number}"
+    return part
+
+
+def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] = ()) -> pd.DataFrame:
+    """Count what the parts of every fold share; InputError if it is anything.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per fold and pair of parts (training, validation, test, each external cohort): shared patients, groups and
+        images (by their pixels). All zero, or the function does not return.
+    """
+    columns = ["patient", "group", "pixels"]
+    rows = []
+    for number in range(splits.folds):
+        fold = splits.fold(number)
+        parts = {name: cohort.frame.iloc[getattr(fold, name)] for name in ("train", "validation", "test")}
+        parts |= {other.name: other.frame for other in external}
+        for one, two in combinations(parts, 2):
+            if one in ("train", "validation", "test"):
+                shared = [len(set(parts[one][column]) & set(parts[two][column])) for column in columns]
+                rows.append((number, f"{one} / {two}", *shared))
+    proof = pd.DataFrame(rows, columns=["fold", "parts", "shared patients", "shared groups", "shared images"])
+    leaks = proof[proof.iloc[:, 2:].sum(axis=1) > 0]
+    if len(leaks):
+        raise InputError(f"expected disjoint parts, found overlaps:\n{leaks.to_string(index=False)}")
+    return proof
+
+
+def balance(splits: Splits) -> pd.DataFrame:
+    """Count images and patients of every class in every part."""
+    used = splits.frame[splits.frame["part"] != "unused"]
+    table = used.pivot_table(index="part", columns="label", values="image_id", aggfunc="count", fill_value=0)
+    return table.assign(images=table.sum(axis=1), patients=used.groupby("part")["patient"].nunique())

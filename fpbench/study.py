@@ -1,0 +1,231 @@
+"""What to run: a frozen dataclass read from ``studies/*.yaml``. Unknown keys and wrong types are errors.
+
+The study also says where its files lie and what each job depends on: ``Study.key`` is the one authority on staleness.
+"""
+
+import difflib
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args, get_origin
+
+import yaml
+
+from fpbench import artifacts, paths
+from fpbench.errors import InputError, MissingError
+from fpbench.images import Geometry
+from fpbench.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from fpbench.cohorts import Cohort
+    from fpbench.encoders import Encoder
+
+PROBES = ("logistic", "ridge", "knn", "sgd")
+
+
+@dataclass(frozen=True)
+class CohortSpec:
+    """Where one cohort lies."""
+
+    name: str  # of cohorts.SOURCES
+    root: str = ""  # folder; empty: <data>/<name>
+    missing: str = "error"  # error | drop: what to do if images of the label file are absent
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One encoder of the study; empty fields take the model's own value."""
+
+    name: str  # in tables and file names
+    model: str  # family:architecture
+    weights: str = "hub"  # hub | random | a file
+    geometry: dict = field(default_factory=dict)  # kind, size, interpolation, crop
+    mean: list[float] = field(default_factory=list)  # of channels in [0, 1]
+    std: list[float] = field(default_factory=list)
+    pooling: str = ""  # avg, token, ...
+    seed: int = 0  # of random weights
+    ignore: list[str] = field(default_factory=list)  # tensors that may be left out
+    options: dict = field(default_factory=dict)  # passed to the architecture
+    batch_size: int = 32  # images per forward pass
+    bf16: bool = False  # bfloat16 autocast
+
+
+@dataclass(frozen=True)
+class Study:
+    """A benchmark run."""
+
+    name: str  # folder below results/
+    title: str  # for headings
+    cohorts: list[CohortSpec]  # the first that fits trains, the others test
+    encoders: list[EncoderSpec]
+    label: str = ""  # stands on every table and figure: what these results are not
+    task: str = "planes"  # of tasks.TASKS
+    split: str = "official"  # official | crossval
+    folds: int = 5
+    seed: int = 0  # of the folds and of every fit
+    probes: list[str] = field(default_factory=lambda: ["logistic"])  # of PROBES
+    threads: int = 2  # of every computation on the CPU
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        get_task(self.task)
+        if unknown := [probe for probe in self.probes if probe not in PROBES]:
+            raise InputError(f"unknown probes {unknown}: expected some of {', '.join(PROBES)}")
+        names = [spec.name for spec in self.encoders]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"expected encoders with different names, found {names}")
+        if bad := [name for name in (*names, self.name) if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()]:
+            raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
+        if self.threads < 1 or self.folds < 2:
+            raise InputError(f"expected threads >= 1 and folds >= 2, found {self.threads} and {self.folds}")
+
+    @property
+    def folder(self) -> Path:
+        """Return where the study writes."""
+        return paths.results() / self.name
+
+    def predictions(self, encoder: str, protocol: str, fold: int) -> Path:
+        """Return the path of one predictions file."""
+        return self.folder / "predictions" / encoder / protocol / f"fold{fold}.parquet"
+
+    @cached_property
+    def the_task(self) -> Task:
+        """Return the task."""
+        return get_task(self.task)
+
+    def encoder_spec(self, name: str) -> EncoderSpec:
+        """Return the entry of one encoder."""
+        for spec in self.encoders:
+            if spec.name == name:
+                return spec
+        raise InputError(f"study {self.name} has no encoder {name!r}: expected one of {', '.join(s.name for s in self.encoders)}")
+
+    def load_cohorts(self) -> "tuple[Cohort, tuple[Cohort, ...]]":
+        """Return the cohort that trains, and the external ones that test."""
+        from fpbench.cohorts import load_cohort
+
+        loaded = [load_cohort(spec.name, paths.expand(spec.root) if spec.root else None, spec.missing) for spec in self.cohorts]
+        home = [cohort for cohort in loaded if cohort.source.population == self.the_task.train]
+        if len(home) != 1:
+            raise InputError(f"task {self.task} trains on the population {self.the_task.train!r}: expected one such cohort, found {len(home)}")
+        return home[0], tuple(c for c in loaded if c is not home[0] and c.source.population in self.the_task.tests)
+
+    def load_encoder(self, name: str) -> "Encoder":
+        """Return an encoder of the study, on its device."""
+        from fpbench.encoders import load_encoder
+
+        spec = self.encoder_spec(name)
+        settings = {key: value for key in ("mean", "std", "pooling", "options") if (value := getattr(spec, key))}
+        return load_encoder(
+            spec.model,
+            self._weights(spec),
+            name=name,
+            geometry=Geometry(**spec.geometry) if spec.geometry else None,
+            seed=spec.seed,
+            ignore=tuple(spec.ignore),
+            **settings,
+        ).to(self.resolve_device())
+
+    def resolve_device(self) -> str:
+        """Return cpu, cuda or cuda:N; InputError if it is not there."""
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"device {self.device}: torch sees no GPU here; use 'auto' or 'cpu'")
+        return self.device
+
+    def apply_threads(self) -> None:
+        """Hold this process to the study's number of CPU threads: results depend on it in the last bits."""
+        import cv2
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        torch.set_num_threads(self.threads)
+        cv2.setNumThreads(1)
+        threadpool_limits(self.threads)
+
+    def _weights(self, spec: EncoderSpec) -> str:
+        return spec.weights if spec.weights in ("hub", "random") else str(paths.expand(spec.weights))
+
+    def key(self, *encoders: str) -> str:
+        """Return a digest of everything that the jobs of these encoders depend on (none: cohorts and splits only)."""
+        from fpbench import embeddings, images, probing, splits
+
+        versions = [images.VERSION, splits.VERSION, embeddings.VERSION, probing.VERSION]
+        shared = {name: getattr(self, name) for name in ("task", "split", "folds", "seed", "probes", "threads", "device")}
+        parts = [shared, versions, [[spec.name, spec.missing, _folder_digest(spec)] for spec in self.cohorts]]
+        parts += [[asdict(self.encoder_spec(name)), _file_digest(self._weights(self.encoder_spec(name)))] for name in encoders]
+        return artifacts.digest(parts)[:16]
+
+
+def _folder_digest(spec: CohortSpec) -> str:
+    """Return a digest of the label file and of the names and sizes of all pictures."""
+    from fpbench.cohorts import folder_of
+
+    source, folder = folder_of(spec.name, paths.expand(spec.root) if spec.root else None)
+    sums = artifacts.file_sha256(folder / source.csv)
+    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.png"))
+    return artifacts.digest([sums, files])
+
+
+@cache
+def _file_digest(weights: str) -> str:
+    if weights in ("hub", "random"):
+        return weights
+    if not Path(weights).is_file():
+        raise MissingError(f"expected a weights file at {weights}, found nothing: check the study, or FPBENCH_SHARED")
+    return artifacts.file_sha256(Path(weights))
+
+
+def load_study(name: str | Path) -> Study:
+    """Read a study: a path, or the name of a file in ``studies/``.
+
+    Raises
+    ------
+    MissingError
+        No such file; the message lists those that are there.
+    InputError
+        Not YAML, an unknown or missing key, or a wrong type; the message names the key.
+    """
+    path = Path(name)
+    if not path.suffix:
+        path = paths.REPOSITORY / "studies" / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in (paths.REPOSITORY / "studies").glob("*.yaml")))
+        raise MissingError(f"expected a study file at {path}, found nothing: the studies are {there}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not a YAML file of plain values ({error})") from None
+    return _build(Study, content, str(path))
+
+
+def _build(kind: type, content, where: str):
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a table of keys and values, found {type(content).__name__}")
+    known = {item.name: item for item in fields(kind)}
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            raise InputError(f"{where}: unknown key {key!r}" + (f": did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}"))
+    needed = [n for n, item in known.items() if item.default is MISSING and item.default_factory is MISSING and n not in content]
+    if needed:
+        raise InputError(f"{where}: missing {', '.join(needed)}")
+    return kind(**{key: _convert(known[key].type, value, f"{where}: {key}") for key, value in content.items()})
+
+
+def _convert(kind, value, where: str):
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: expected a list, found {value!r}")
+        return [_convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value)]
+    if kind in (CohortSpec, EncoderSpec):
+        return _build(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{where}: expected {kind.__name__}, found {value!r}")
+    return value
