@@ -49,9 +49,13 @@ class Geometry:
         if self.kind not in KINDS:
             raise InputError(f"unknown geometry {self.kind!r}: expected one of {', '.join(KINDS)}")
         if self.interpolation not in PILLOW | OPENCV:
-            raise InputError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(PILLOW | OPENCV)}")
+            raise InputError(
+                f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(PILLOW | OPENCV)}"
+            )
         if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
-            raise InputError(f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}")
+            raise InputError(
+                f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}"
+            )
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Return ``picture`` as a uint8 array of shape (size, size) or (size, size, 3)."""
@@ -114,7 +118,9 @@ def decode(path: Path) -> np.ndarray:
 
 def _refuse(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}: refused unread")
+        raise ImageError(
+            f"expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}: refused unread"
+        )
     if getattr(image, "n_frames", 1) != 1:
         raise ImageError(f"expected one picture, found an animation of {image.n_frames} frames")
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):

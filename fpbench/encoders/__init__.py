@@ -17,6 +17,7 @@ from fpbench.errors import InputError
 from fpbench.images import Geometry
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 FAMILIES = {"timm": "fpbench.encoders.timm"}  # the module of a family has a function ``load``
@@ -90,7 +91,9 @@ class Encoder:
 
         size = self.geometry.size
         if pictures.dtype != np.uint8 or pictures.shape[1:3] != (size, size):
-            raise InputError(f"{self.name}: expected uint8 (B, {size}, {size}[, 3]), found {pictures.dtype} {pictures.shape}")
+            raise InputError(
+                f"{self.name}: expected uint8 (B, {size}, {size}[, 3]), found {pictures.dtype} {pictures.shape}"
+            )
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.module(self.normalise(torch.from_numpy(np.array(pictures)))).float().cpu().numpy()
 
@@ -133,3 +136,27 @@ def load_encoder(model: str, weights: str = "hub", *, name: str = "", **settings
         raise InputError(f"unknown encoder {model!r}: expected {' or '.join(f'{known}:NAME' for known in FAMILIES)}")
     load: Callable[..., Encoder] = import_module(FAMILIES[family]).load
     return load(architecture, weights, name=name or model, **settings)
+
+
+def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
+    """Return one row per encoder: what a result depends on."""
+    import pandas as pd
+
+    rows = []
+    for one in encoders:
+        geometry = one.geometry
+        crop = f", crop {geometry.crop:g}" if geometry.kind == "resize_crop" else ""
+        rows.append(
+            {
+                "encoder": one.name,
+                "model": one.model,
+                "weights": one.weights.label,
+                "licence": one.weights.licence,
+                "sha256": one.weights.sha256[:12],
+                "parameters (M)": round(one.parameters() / 1e6, 2),
+                "dim": one.dim,
+                "pooling": one.pooling,
+                "geometry": f"{geometry.kind} {geometry.size}, {geometry.interpolation}{crop}",
+            }
+        )
+    return pd.DataFrame(rows)

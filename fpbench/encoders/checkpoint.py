@@ -31,7 +31,9 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         raise InputError(f"{path}: {_diagnose(path)} ({str(error).splitlines()[0]})") from None
     except Exception as error:  # the unpickler has an error type of its own
-        raise InputError(f"{path}: holds more than tensors and was not unpickled ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: holds more than tensors and was not unpickled ({str(error).splitlines()[0]})"
+        ) from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -49,7 +51,9 @@ def _diagnose(path: Path) -> str:
     return "not a readable weights file; is the download complete?"
 
 
-def fill(module: "torch.nn.Module", tensors: dict, allowed: Iterable[str], ignore: Iterable[str], what: str) -> tuple[str, ...]:
+def fill(
+    module: "torch.nn.Module", tensors: dict, allowed: Iterable[str], ignore: Iterable[str], what: str
+) -> tuple[str, ...]:
     """Copy ``tensors`` into ``module`` and account for every one.
 
     Parameters
@@ -70,7 +74,11 @@ def fill(module: "torch.nn.Module", tensors: dict, allowed: Iterable[str], ignor
         A tensor is missing, unexpected or of another shape.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in tensors and not _matches(name, ignore) and not name.endswith("num_batches_tracked")]
+    missing = [
+        name
+        for name in own
+        if name not in tensors and not _matches(name, ignore) and not name.endswith("num_batches_tracked")
+    ]
     extra = [name for name in tensors if name not in own]
     left_out = tuple(name for name in extra if _matches(name, allowed) or _matches(name, ignore))
     unexpected = [name for name in extra if name not in left_out]

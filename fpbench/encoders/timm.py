@@ -49,7 +49,9 @@ def load(
 def _create(architecture: str, weights: str, seed: int, options: dict) -> torch.nn.Module:
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture.split('.')[0]}*")[:5]
-        raise InputError(f"timm has no model {architecture!r}" + (f": did you mean {', '.join(close)}?" if close else ""))
+        raise InputError(
+            f"timm has no model {architecture!r}" + (f": did you mean {', '.join(close)}?" if close else "")
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return timm.create_model(architecture, pretrained=weights == "hub", num_classes=0, **options)
@@ -71,7 +73,9 @@ def _geometry(given: Geometry | dict | None, config: dict) -> Geometry:
     if given:
         return Geometry(**given)
     kind = CROP_MODES[config.get("crop_mode", "center")]
-    return Geometry(kind, config["input_size"][-1], config["interpolation"], config["crop_pct"] if kind == "resize_crop" else 1.0)
+    return Geometry(
+        kind, config["input_size"][-1], config["interpolation"], config["crop_pct"] if kind == "resize_crop" else 1.0
+    )
 
 
 def _describe(module: torch.nn.Module, config: dict, weights: str, seed: int, ignored: tuple[str, ...]) -> Weights:
@@ -79,5 +83,7 @@ def _describe(module: torch.nn.Module, config: dict, weights: str, seed: int, ig
     if weights == "random":
         return Weights("random", f"seed {seed}", sha256, "none")
     if weights == "hub":
-        return Weights("hub", config.get("hf_hub_id") or config.get("url", ""), sha256, config.get("license", "unknown"))
+        return Weights(
+            "hub", config.get("hf_hub_id") or config.get("url", ""), sha256, config.get("license", "unknown")
+        )
     return Weights("file", Path(weights).name, sha256, config.get("license", "unknown"), ignored)
