@@ -5,6 +5,7 @@ A file that loads half is worse than one that does not load. Nothing is unpickle
 """
 
 import hashlib
+import pickle
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,14 +27,13 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
 
     if not path.is_file():
         raise MissingError(f"expected a weights file at {path}, found nothing: check the path in the study")
+    _refuse_stand_ins(path)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise InputError(f"{path}: {_diagnose(path)} ({str(error).splitlines()[0]})") from None
-    except Exception as error:  # the unpickler has an error type of its own
-        raise InputError(
-            f"{path}: holds more than tensors and was not unpickled ({str(error).splitlines()[0]})"
-        ) from None
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, LookupError) as error:
+        raise InputError(f"{path}: not a readable weights file; is the download complete? ({error})") from None
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: holds more than tensors and was not unpickled ({error})") from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -42,13 +42,18 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _diagnose(path: Path) -> str:
-    head = path.read_bytes()[:200].lstrip().lower()
+def _refuse_stand_ins(path: Path) -> None:
+    """Name the files that people get in place of weights."""
+    with open(path, "rb") as handle:
+        head = handle.read(200).lstrip().lower()
+    if not head:
+        raise InputError(f"{path}: the file is empty; is the download complete?")
     if head.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the file: fetch it with 'git lfs pull'"
+        raise InputError(f"{path}: this is a Git LFS pointer, not the file: fetch it with 'git lfs pull'")
     if head.startswith((b"<!doctype", b"<html")):
-        return "this is a web page, not the file: the download asked for a confirmation; fetch it by hand"
-    return "not a readable weights file; is the download complete?"
+        raise InputError(
+            f"{path}: this is a web page, not the file: the download asked for a confirmation; fetch it by hand"
+        )
 
 
 def fill(
@@ -113,14 +118,10 @@ def _complaint(what: str, missing: list[str], unexpected: list[str], shapes: lis
 
 def tensors_sha256(module: "torch.nn.Module") -> str:
     """Return the SHA-256 (hex) over name, type, shape and bytes of all parameters and buffers."""
+    import torch
+
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _bytes():
-    import torch
-
-    return torch.uint8
