@@ -92,6 +92,7 @@ class Geometry:
         if self.interpolation in OPENCV:
             import cv2
 
+            cv2.setNumThreads(1)  # `_parallel` already fills the cores
             return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=OPENCV[self.interpolation])
         return np.asarray(Image.fromarray(picture).resize((width, height), PILLOW[self.interpolation]))
 

@@ -123,9 +123,12 @@ class Study:
         return home[0], tuple(c for c in loaded if c is not home[0] and c.source.population in self.the_task.tests)
 
     def load_encoder(self, name: str) -> "Encoder":
-        """Return an encoder of the study, on its device."""
+        """Return an encoder of the study, on its device; holds torch to the study's threads."""
+        import torch
+
         from fpbench.encoders import load_encoder
 
+        torch.set_num_threads(self.threads)
         spec = self.encoder_spec(name)
         settings = {key: value for key in ("mean", "std", "pooling", "options") if (value := getattr(spec, key))}
         return load_encoder(
@@ -150,14 +153,10 @@ class Study:
 
     def begin(self) -> "Study":
         """Hold this process to the study's threads (results depend on them in the last bits) and style; return the study."""
-        import cv2
-        import torch
         from threadpoolctl import threadpool_limits
 
         from fpbench import figures
 
-        torch.set_num_threads(self.threads)
-        cv2.setNumThreads(1)
         threadpool_limits(self.threads)
         figures.use_style()
         return self
