@@ -151,7 +151,8 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
     for ax, (population, classes) in zip(axes[0], panels, strict=True):
         shown = part[(part["population"] == population) & (part["classes"] == classes)]
         order = [name for name in task.classes if name in set(shown["name"])]
-        style = {"errorbar": "sd", "linestyle": "none", "dodge": 0.4, "markersize": 4, "err_kws": {"linewidth": 1}}
+        dodge = 0.4 if shown["encoder"].nunique() > 1 else False
+        style = {"dodge": dodge, "errorbar": "sd", "linestyle": "none", "markersize": 4, "err_kws": {"linewidth": 1}}
         sns.pointplot(
             shown, x="name", y="value", hue="encoder", order=order, palette=colours(shown["encoder"]), ax=ax, **style
         )

@@ -1,5 +1,6 @@
 """Executing the numbered notebooks with papermill, each in a process of its own, without network ports."""
 
+import tempfile
 from pathlib import Path
 
 from fpbench import paths
@@ -25,13 +26,16 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     if unknown := sorted(set(parameters) - set(known)):
         raise InputError(f"{source.name}: unknown parameters {', '.join(unknown)}: expected some of {', '.join(known)}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    no_ports = Config({"KernelManager": {"transport": "ipc"}, "ConnectionFileMixin": {"transport": "ipc"}})
-    papermill.execute_notebook(
-        str(source),
-        str(output),
-        parameters,
-        cwd=str(paths.REPOSITORY),
-        config=no_ports,
-        progress_bar=False,
-        start_timeout=300,
-    )
+    with tempfile.TemporaryDirectory(
+        prefix="fpbench"
+    ) as folder:  # a folder of its own: kernels that share one take each other's sockets
+        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
+        papermill.execute_notebook(
+            str(source),
+            str(output),
+            parameters,
+            cwd=str(paths.REPOSITORY),
+            config=Config({"KernelManager": sockets, "ConnectionFileMixin": sockets}),
+            progress_bar=False,
+            start_timeout=300,
+        )
