@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint lock clean
+FRESH := $(CURDIR)/results/fresh
+NBVAL := -o filterwarnings= -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+
+.PHONY: install demo test lint lock notebooks figures clean
 
 install: .venv/installed  ## make .venv from the lock
 
@@ -13,8 +16,21 @@ install: .venv/installed  ## make .venv from the lock
 	$(BIN)/uv pip install --quiet --no-deps --editable .
 	touch $@
 
-test: install lint  ## everything that CI runs
+demo: install  ## the whole benchmark on phantoms, offline
+	$(BIN)/fpbench run demo --jobs 2
+
+test: install lint  ## everything that CI runs: tests, then the demo, then the committed notebooks against it
 	$(BIN)/python -m pytest
+	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(NBVAL) notebooks/*.ipynb
+
+notebooks: install  ## execute the demo anew and rewrite the committed notebooks, their reference and figures/
+	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m fpbench.notebooks
+	$(MAKE) figures
+
+figures:  ## rewrite figures/ from the last `make notebooks`
+	rm -f figures/*.png && cp $(FRESH)/demo/figures/0[2-9]_*.png figures/
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -129,7 +129,10 @@ def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) 
 def scores(summary: pd.DataFrame, ax: Axes) -> Axes:
     """Draw mean and SD over folds, one mark per protocol and encoder; columns name, protocol, encoder, mean, sd."""
     palette, names = colours(summary["encoder"]), list(dict.fromkeys(summary["name"]))
-    models = list(dict.fromkeys(zip(summary["encoder"], summary["protocol"], strict=True)))
+    models = sorted(
+        set(zip(summary["encoder"], summary["protocol"], strict=True)),
+        key=lambda m: (m[0], list(PROTOCOLS).index(m[1])),
+    )
     for place, (encoder, protocol) in enumerate(models):
         part = summary[(summary["encoder"] == encoder) & (summary["protocol"] == protocol)]
         x = [names.index(name) + (place - (len(models) - 1) / 2) * 0.8 / len(models) for name in part["name"]]

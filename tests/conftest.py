@@ -7,12 +7,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+matplotlib.use("agg")  # here alone: a kernel started by a test draws inline, as it does for a reader
 
 from fpbench import cohorts, paths
 

@@ -39,6 +39,23 @@ def test_the_form_of_a_notebook(path):
     assert words >= 4 * lines, f"{words} words of prose for {lines} lines of code"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_committed_notebook_is_an_executed_demo_run(path):
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert 'study = "demo"' in code[0].source
+    for cell in code:
+        assert "papermill" not in cell.metadata
+        for output in cell.outputs:
+            assert output.output_type in ("stream", "display_data", "execute_result")
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+            assert output.get("name") != "stderr", text
+            assert not re.search(r"/(home|tmp|root|Users|work)/|Warning|it/s|\b\d+(\.\d+)? ?(s|ms|seconds)\b", text), (
+                text
+            )
+    assert not re.search(r"agrees with the reference.*False", path.read_text())
+
+
 def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path):
     with pytest.raises(InputError, match=r"unknown parameters stduy: expected some of study"):
         notebooks.execute(SOURCES[0], tmp_path / "out.ipynb", {"stduy": "sample"})

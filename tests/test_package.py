@@ -16,9 +16,9 @@ ROOT = paths.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
     "errors", "paths", "tasks", "artifacts", "images", "cohorts", "splits", "encoders", "embeddings", "probing", "study", "predictions",
-    "protocols", "metrics", "tables", "figures", "notebooks", "cli",
+    "protocols", "metrics", "tables", "figures", "reference", "notebooks", "cli",
 )  # fmt: skip
-ANALYSIS = ("metrics", "tables", "predictions", "splits", "tasks", "artifacts", "study", "probing")
+ANALYSIS = ("reference", "metrics", "tables", "predictions", "splits", "tasks", "artifacts", "study", "probing")
 
 
 def tracked():

@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fpbench import artifacts, images, paths
-from fpbench.cohorts import africa, spain
+from fpbench.cohorts import africa, phantom, spain
 from fpbench.cohorts.download import fetch
 from fpbench.cohorts.source import Source, check_counts, check_rows, locate
 from fpbench.errors import InputError, MissingError
@@ -23,7 +23,15 @@ from fpbench.errors import InputError, MissingError
 COLUMNS = (
     "image_id", "path", "patient", "group", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
-SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE)}
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        spain.SOURCE,
+        africa.SOURCE,
+        phantom.source(spain.SOURCE, "spain", phantom.SPAIN_COUNTS),
+        phantom.source(africa.SOURCE, "africa", phantom.AFRICA_COUNTS),
+    )
+}
 
 
 @dataclass(frozen=True)

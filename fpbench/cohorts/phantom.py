@@ -42,6 +42,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFont
 
+from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
 
 VERSION = 1  # raise it whenever a byte of the output changes
@@ -811,3 +812,18 @@ def _coloured(picture: Image.Image, colour: str) -> Image.Image:
         return picture
     tints = (1.0, 0.86, 0.62) if colour == "tinted" else (1.0, 1.0, 1.0)
     return Image.merge("RGB", [picture.point([round(value * tint) for value in range(256)]) for tint in tints])
+
+
+def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source:
+    """Return the phantom of a real cohort: the same reader and population, its own name, counts and label."""
+    return replace(
+        real,
+        name=f"phantom-{real.name}",
+        title=f"Phantom of {real.title.split(' (')[0]}",
+        counts=counts,
+        licence="Apache-2.0",
+        citation="Drawn by fpbench; no person was scanned.",
+        archive=None,
+        label="phantom",
+        prepare=lambda root: ensure(root, kind),
+    )

@@ -33,7 +33,7 @@ class Source:
     citation: str
     archive: Archive | None = None  # where it is fetched from
     label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
-    prepare: Callable[[Path], None] | None = field(default=None, compare=False)  # makes the folder if it is absent
+    prepare: Callable[[Path], object] | None = field(default=None, compare=False)  # makes the folder if it is absent
 
 
 def read_table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -1,0 +1,79 @@
+"""Do the numbers of this run agree with committed ones? For the regression of notebooks, whose text is compared exactly.
+
+A reference holds, for every model and fold, the true classes and the answers (arg-max over all classes) of every test image.
+Images and true classes must be the same; a stated share of the answers may differ, so that another processor passes and a
+real change does not.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fpbench import artifacts, paths
+from fpbench.errors import InputError
+from fpbench.tasks import Task
+
+FOLDER = paths.REPOSITORY / "notebooks" / "reference"
+TOLERANCE = 0.01  # share of the answers that may differ
+
+
+def summarise(predicted: pd.DataFrame, task: Task) -> dict[str, dict[str, str]]:
+    """Return, for each model and fold, a digest of the images, and true classes and answers as strings of digits."""
+    test = predicted[predicted["split"] == "test"].sort_values("image_id", kind="stable")
+    found = {}
+    for (encoder, protocol, fold), rows in test.groupby(["encoder", "protocol", "fold"]):
+        found[f"{encoder}/{protocol}/{fold}"] = {
+            "images": artifacts.digest(rows["image_id"].tolist())[:16],
+            "true": _digits(rows["y_true"].to_numpy()),
+            "answers": _digits(rows[task.columns()].to_numpy().argmax(axis=1)),
+        }
+    return found
+
+
+def _digits(values: np.ndarray) -> str:
+    return "".join("0123456789abcdef"[value] for value in values)
+
+
+def write(study: str, predicted: pd.DataFrame, task: Task) -> Path:
+    """Make these predictions the reference of a study."""
+    path = FOLDER / f"{study}.json"
+    with artifacts.atomic(path) as temporary:
+        temporary.write_text(json.dumps(summarise(predicted, task), indent=0, sort_keys=True) + "\n")
+    return path
+
+
+def differences(study: str, predicted: pd.DataFrame, task: Task) -> tuple[int, int]:
+    """Count the answers that differ from the reference, and all answers compared.
+
+    Raises
+    ------
+    InputError
+        A model or fold that the reference lacks, other images, or other true classes: no tolerance applies.
+    """
+    reference = json.loads((FOLDER / f"{study}.json").read_text())
+    flipped = total = 0
+    for name, found in summarise(predicted, task).items():
+        expected = reference.get(name)
+        if expected is None:
+            raise InputError(f"the reference of study {study} has no {name}")
+        for what in ("images", "true"):
+            if expected[what] != found[what]:
+                raise InputError(f"{name}: the {what} differ from the reference")
+        flipped += sum(one != two for one, two in zip(expected["answers"], found["answers"], strict=True))
+        total += len(found["answers"])
+    return flipped, total
+
+
+def agrees(study: str, predicted: pd.DataFrame, task: Task) -> str:
+    """Return the line that closes a number-bearing cell."""
+    if not (FOLDER / f"{study}.json").is_file():
+        return f"study {study} has no committed reference to compare with"
+    try:
+        flipped, total = differences(study, predicted, task)
+    except InputError as error:
+        return f"agrees with the reference: False ({error})"
+    verdict = flipped <= TOLERANCE * total
+    rule = f"at most {TOLERANCE:.0%} of {total:,} answers may differ"
+    return f"agrees with the reference ({rule}): {verdict}" + ("" if verdict else f", {flipped:,} differ")
