@@ -43,7 +43,9 @@ class Geometry:
 
     kind: str  # one of KINDS
     size: int  # side of the result, pixels
-    interpolation: str = "bicubic"  # nearest | bilinear | bicubic | lanczos (Pillow, antialiased) | opencv-bilinear | torch-*
+    interpolation: str = (
+        "bicubic"  # nearest | bilinear | bicubic | lanczos (Pillow, antialiased) | opencv-bilinear | torch-*
+    )
     crop: float = 1.0  # resize_crop only: share of the short side that is kept
 
     def __post_init__(self) -> None:
@@ -51,9 +53,13 @@ class Geometry:
         if self.kind not in KINDS:
             raise InputError(f"unknown geometry {self.kind!r}: expected one of {', '.join(KINDS)}")
         if self.interpolation not in INTERPOLATIONS:
-            raise InputError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+            raise InputError(
+                f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
+            )
         if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
-            raise InputError(f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}")
+            raise InputError(
+                f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}"
+            )
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Return ``picture`` as a uint8 array of shape (size, size) or (size, size, 3)."""
@@ -80,7 +86,9 @@ class Geometry:
 
     def _fit_pad(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
-        scale = self.size / max(height, width)  # a float, and cut off: as mmdetection does, whose 784 * (1024 / 784) is 1023
+        scale = self.size / max(
+            height, width
+        )  # a float, and cut off: as mmdetection does, whose 784 * (1024 / 784) is 1023
         resized = self._resize(picture, max(1, int(width * scale)), max(1, int(height * scale)))
         square = np.zeros((self.size, self.size, *picture.shape[2:]), np.uint8)
         square[: resized.shape[0], : resized.shape[1]] = resized
@@ -130,7 +138,9 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 def _refuse(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}: refused unread")
+        raise ImageError(
+            f"expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}: refused unread"
+        )
     if getattr(image, "n_frames", 1) != 1:
         raise ImageError(f"expected one picture, found an animation of {image.n_frames} frames")
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):

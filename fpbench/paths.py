@@ -18,7 +18,9 @@ def expand(text: str) -> Path:
     def value(match: re.Match) -> str:
         found = os.environ.get(match["name"]) or match["default"]
         if found is None:
-            raise InputError(f"{text!r} needs the environment variable {match['name']}, which is not set: export it first")
+            raise InputError(
+                f"{text!r} needs the environment variable {match['name']}, which is not set: export it first"
+            )
         return found
 
     filled = re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, str(text))

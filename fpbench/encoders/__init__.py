@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
     from fpbench.encoders.checkpoint import Layout
 
-FAMILIES = ("timm", "open_clip", "hf")  # each a module with ``plan(architecture, weights, pooling, options) -> Plan``
+FAMILIES = (
+    "timm",
+    "open_clip",
+    "hf",
+)  # each a module with ``plan(architecture, weights, pooling, options, ignore) -> Plan``
 MINI = "-mini"  # of a catalogue name: the same code, a few thousand random numbers
 
 
@@ -88,7 +92,11 @@ class Encoder:
         arrays = [self.geometry(to_array(p) if isinstance(p, Image.Image) else p) for p in pictures]
         if any(array.ndim == 3 for array in arrays):
             arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, -1) for array in arrays]
-        return self._checked(np.stack(arrays)) if arrays else np.zeros((0, self.geometry.size, self.geometry.size), np.uint8)
+        return (
+            self._checked(np.stack(arrays))
+            if arrays
+            else np.zeros((0, self.geometry.size, self.geometry.size), np.uint8)
+        )
 
     def _checked(self, batch: np.ndarray) -> np.ndarray:
         size = self.geometry.size
@@ -139,14 +147,15 @@ class Plan:
     """What a family says of a model before weights are put in."""
 
     module: "torch.nn.Module"
-    layouts: "tuple[Layout, ...]"
+    layouts: "tuple[Layout, ...]"  # none: the family has filled the module
     dim: int
     geometry: Geometry
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pooling: str
     licence: str = "unknown"
-    hub: str = ""  # where the module's weights came from, if the family has filled it
+    hub: str = ""  # where the module's weights came from, if the family has fetched them
+    ignored: tuple[str, ...] = ()  # if the family has filled the module itself (no layouts)
 
 
 def load_encoder(
@@ -191,11 +200,11 @@ def load_encoder(
     import torch
 
     family, _, architecture = model.partition(":")
-    options, weights = dict(options or {}), str(weights)
+    options, weights, ignore = dict(options or {}), str(weights), tuple(ignore)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
-            plan = import_module(f"fpbench.encoders.{family}").plan(architecture, weights, pooling, options)
+            plan = import_module(f"fpbench.encoders.{family}").plan(architecture, weights, pooling, options, ignore)
             plan = replace(plan, geometry=_geometry(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
@@ -240,7 +249,9 @@ def _geometry(own: Geometry, given: Geometry | dict | None) -> Geometry:
     if isinstance(given, Geometry):
         return given
     if unknown := set(given or {}) - {item.name for item in fields(Geometry)}:
-        raise InputError(f"unknown geometry fields {sorted(unknown)}: expected {', '.join(f.name for f in fields(Geometry))}")
+        raise InputError(
+            f"unknown geometry fields {sorted(unknown)}: expected {', '.join(f.name for f in fields(Geometry))}"
+        )
     crop = {"crop": 1.0} if given and given.get("kind", own.kind) != "resize_crop" else {}
     return replace(own, **{**crop, **(given or {})})
 
@@ -258,19 +269,21 @@ def _file(model: str, weights: str) -> Path | None:
     return locate(model)
 
 
-def _fill(plan: Plan, path: Path | None, seed: int, ignore: Iterable[str], what: str) -> Weights:
+def _fill(plan: Plan, path: Path | None, seed: int, ignore: tuple[str, ...], what: str) -> Weights:
     from fpbench.artifacts import file_sha256
     from fpbench.encoders.checkpoint import fill, read, tensors_sha256
 
     if path is None and not plan.hub:
         return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
     if path is None:
-        return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence)
-    ignored = fill(plan.module, read(path), plan.layouts, tuple(ignore), what)
+        return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored)
+    ignored = fill(plan.module, read(path), plan.layouts, ignore, what) if plan.layouts else plan.ignored
     return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored)
 
 
-def register_encoder(name: str, build: Callable, geometry: Geometry, dim: int, mean=(0.0,) * 3, std=(1.0,) * 3, **facts) -> None:
+def register_encoder(
+    name: str, build: Callable, geometry: Geometry, dim: int, mean=(0.0,) * 3, std=(1.0,) * 3, **facts
+) -> None:
     """Add an encoder of your own: ``build()`` returns a torch module that maps (B, 3, S, S) to (B, dim).
 
     Parameters
@@ -294,4 +307,8 @@ def register_encoder(name: str, build: Callable, geometry: Geometry, dim: int, m
         return build(**options), (Layout(str),)
 
     settings = {"architecture": getattr(build, "__name__", "own"), "sides": "any", **facts}
-    catalogue.add(Entry(name, adapter, geometry=geometry, mean=mean, std=std, poolings={"own": dim}, mini=geometry.size, **settings))
+    catalogue.add(
+        Entry(
+            name, adapter, geometry=geometry, mean=mean, std=std, poolings={"own": dim}, mini=geometry.size, **settings
+        )
+    )

@@ -69,7 +69,9 @@ CATALOGUE: dict[str, Entry] = {}
 def add(entry: Entry) -> None:
     """Add an entry; InputError if its name is taken or cannot be one."""
     if entry.name in CATALOGUE or not entry.name.replace("_", "").isalnum():
-        raise InputError(f"encoder name {entry.name!r}: expected letters, digits and '_', and none of {', '.join(CATALOGUE)}")
+        raise InputError(
+            f"encoder name {entry.name!r}: expected letters, digits and '_', and none of {', '.join(CATALOGUE)}"
+        )
     CATALOGUE[entry.name] = entry
 
 
@@ -78,7 +80,9 @@ def find(model: str) -> tuple[Entry, bool]:
     name = model.removesuffix("-mini")
     if name not in CATALOGUE:
         families = "timm:NAME, open_clip:NAME, hf:NAME"
-        raise InputError(f"unknown encoder {model!r}: expected one of {', '.join(CATALOGUE)} (or one of these + '-mini'), or {families}")
+        raise InputError(
+            f"unknown encoder {model!r}: expected one of {', '.join(CATALOGUE)} (or one of these + '-mini'), or {families}"
+        )
     return CATALOGUE[name], name != model
 
 
@@ -105,9 +109,7 @@ add(
         mini=56,
         parameters=303.97,
         gmacs="77.8 to 81.1",
-        source=Source(
-            "hub", "numansaeed/fetalclip-model", "FetalCLIP_weights.pt", 1_710_766_661
-        ),
+        source=Source("hub", "numansaeed/fetalclip-model", "FetalCLIP_weights.pt", 1_710_766_661),
         licence="CC BY-NC 4.0",
         gated="unknown",
         trained_on="210,035 image-text pairs: private fetal scans (Corniche Hospital) and a textbook",
@@ -168,8 +170,12 @@ add(
         parameters=88.88,
         gmacs="482.8 at 1024 px, 112.7 at 512",
         source=Source(
-            "url", "https://s3.unistra.fr/camma_public/github/ultrasam/UltraSam.pth", "UltraSam.pth", 381_156_023,
-            "d7c223dd03f56b0b77cd246aa3edfae651e99f0ee2dde2e8c50eda7b21fa8a0c", confirmed=True,
+            "url",
+            "https://s3.unistra.fr/camma_public/github/ultrasam/UltraSam.pth",
+            "UltraSam.pth",
+            381_156_023,
+            "d7c223dd03f56b0b77cd246aa3edfae651e99f0ee2dde2e8c50eda7b21fa8a0c",
+            confirmed=True,
         ),  # fmt: skip
         licence="CC BY-NC-SA 4.0",
         trained_on="US-43d: 43 public data sets, HC18, FASS, Fast-U-Net, ACOUSLIC and FH-PS-AOP among them",

@@ -106,7 +106,9 @@ def _content(path: Path):
                 raise  # the reader below is for plain files alone: TorchScript is a program
             return torch.load(path, "cpu", pickle_module=_restricted(), weights_only=False, mmap=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: {_diagnose(path)} ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: {_diagnose(path)} ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
 
 
 class _Stub:
@@ -131,7 +133,9 @@ class _Unpickler(pickle.Unpickler):
         """Return a class by its name, or a stub."""
         top = module.split(".")[0]
         if (top in sys.stdlib_module_names and top not in HARMLESS) or (top == "builtins" and name in COMMANDS):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which can run commands and belongs in no weights file")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which can run commands and belongs in no weights file"
+            )
         return super().find_class(module, name) if f"{module}.{name}" in KNOWN else _Stub
 
 
@@ -186,17 +190,19 @@ def fill(
         A tensor is missing, unexpected or of another shape; names are the file's.
     """
     wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
-    layout = max(layouts, key=lambda known: sum(part in tensors for name in wanted for part in known.source(name).split("+")))
-    sources = {name: layout.source(name).split("+") for name in wanted if not _matches(name, layout.fresh)}
+    layout = max(
+        layouts, key=lambda known: sum(part in tensors for name in wanted for part in known.source(name).split("+"))
+    )
+    sources = {name: layout.source(name).split("+") for name in wanted if not matches(name, layout.fresh)}
     consumed = {part for parts in sources.values() for part in parts}
     missing = [part for parts in sources.values() for part in parts if part not in tensors and _needed(part, ignore)]
     extra = [name for name in tensors if name not in consumed and name.startswith(layout.prefix)]
-    allowed = [name for name in extra if _matches(name, (*layout.left_out, *ignore)) or _zero(name, tensors, layout)]
+    allowed = [name for name in extra if matches(name, (*layout.left_out, *ignore)) or _zero(name, tensors, layout)]
     unexpected = [name for name in extra if name not in allowed]
     found = {name: parts for name, parts in sources.items() if all(part in tensors for part in parts)}
     filled, shapes = _adapted(found, tensors, layout, wanted)
     if missing or unexpected or shapes:
-        raise InputError(_complaint(what, sorted(set(missing)), unexpected, shapes))
+        raise InputError(complaint(what, sorted(set(missing)), unexpected, shapes))
     module.load_state_dict(filled, strict=False, assign=True)
     outside = sum(not name.startswith(layout.prefix) for name in tensors)
     return (*allowed, *([f"{outside} tensors outside {layout.prefix}"] if outside else []))
@@ -219,18 +225,21 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
 
 
 def _needed(name: str, ignore: Iterable[str]) -> bool:
-    return not _matches(name, ignore) and not name.endswith("num_batches_tracked")
+    return not matches(name, ignore) and not name.endswith("num_batches_tracked")
 
 
 def _zero(name: str, tensors: dict, layout: Layout) -> bool:
-    return _matches(name, layout.zero) and not tensors[name].any()
+    return matches(name, layout.zero) and not tensors[name].any()
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a name fits one of the shell-style patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _complaint(what: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+def complaint(what: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+    """Return what is wrong, what such a file usually is, and how to overrule it."""
+
     def some(names: list[str]) -> str:
         return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from fpbench.encoders.checkpoint import Layout, renamed
 from fpbench.encoders.tower import Mean, PlainLayerNorm, Tower
 
-FULL = {"dims": (64, 128, 256, 512), "depths": (2, 4, 32, 2), "heads": (2, 4, 8, 16), "stripes": (1, 2, 7, 7), "side": 56}
+FULL = {
+    "dims": (64, 128, 256, 512),
+    "depths": (2, 4, 32, 2),
+    "heads": (2, 4, 8, 16),
+    "stripes": (1, 2, 7, 7),
+    "side": 56,
+}
 MINI = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}
 DECODER = (  # the rest of the file: the segmentation model around the encoder
     "_backbone_decoder.*", "_prompt_decoder_[1-4].*", "_classifier_norm.*", "_classifier_head.*", "precls_conv.*",
@@ -88,7 +94,9 @@ class Encoder(nn.Module):
     def __init__(self, dims: tuple, depths: tuple, heads: tuple, stripes: tuple, side: int) -> None:
         super().__init__()
         sharpen = [nn.InstanceNorm2d(32), nn.LeakyReLU(0.01)]
-        self.stage0_conv_embed = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), *sharpen, nn.Conv2d(32, 32, 3, 1, 1), *sharpen)
+        self.stage0_conv_embed = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1), *sharpen, nn.Conv2d(32, 32, 3, 1, 1), *sharpen
+        )
         for stage, (before, dim) in enumerate(zip((32, *dims), dims, strict=False)):
             self.add_module(f"merge{stage}", Merge(before, dim))
             blocks = (Block(dim, heads[stage], stripes[stage], side >> stage) for _ in range(depths[stage]))

@@ -38,7 +38,14 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
         (r"norm_pre", "ln_pre"), (r"visual\.norm\.", "visual.ln_post."), (r"norm([12])", r"ln_\1"),
         (r"attn\.qkv\.", "attn.in_proj_"), (r"attn\.proj", "attn.out_proj"), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
     )  # fmt: skip
-    text = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "ln_final.*", "transformer.resblocks.*")
+    text = (
+        "positional_embedding",
+        "text_projection",
+        "logit_scale",
+        "token_embedding.weight",
+        "ln_final.*",
+        "transformer.resblocks.*",
+    )
     unused = () if pooling == "projected" else ("visual.proj",)
     return Tower(trunk, pools[pooling]()), (Layout(names, left_out=(*text, *unused), adapt=_clip),)
 
@@ -47,7 +54,11 @@ def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor of open_clip in timm's form: leading ones, the projection as a linear layer."""
     if name == "pool.1.weight":
         return tensor.T
-    return tensor.view(shape) if tuple(tensor.shape) == tuple(shape)[-tensor.ndim :] and tensor.numel() == shape.numel() else tensor
+    return (
+        tensor.view(shape)
+        if tuple(tensor.shape) == tuple(shape)[-tensor.ndim :] and tensor.numel() == shape.numel()
+        else tensor
+    )
 
 
 def usfm(size: int, pooling: str, mini: bool, per_block_bias: bool = False) -> tuple[nn.Module, tuple[Layout, ...]]:
