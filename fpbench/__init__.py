@@ -14,7 +14,7 @@ _HOMES = {
     "load_encoder": "fpbench.encoders",
     "make_splits": "fpbench.splits",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):

@@ -100,7 +100,9 @@ def read_json(path: Path) -> dict:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not a file written by fpbench ({error}): delete it and run again") from None
     if found != digest(content):
-        raise InputError(f"{path} was changed after it was written (its digest does not match): delete it and run again")
+        raise InputError(
+            f"{path} was changed after it was written (its digest does not match): delete it and run again"
+        )
     return content
 
 

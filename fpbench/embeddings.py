@@ -53,9 +53,13 @@ def embed_cohort(encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: b
         rows = batch_size * SHARD
         with tqdm(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image", disable=None) as progress:
             bounds = [(start, min(start + rows, len(pictures))) for start in range(0, len(pictures), rows)]
-            values = np.concatenate([_shard(encoder, pictures, bound, batch_size, bf16, key, progress) for bound in bounds])
+            values = np.concatenate(
+                [_shard(encoder, pictures, bound, batch_size, bf16, key, progress) for bound in bounds]
+            )
         if not (finite := np.isfinite(values).all(axis=1)).all():
-            raise InputError(f"{encoder.name}: the embedding of {cohort.frame['image_id'][~finite].iloc[0]} is not finite: are the weights whole?")
+            raise InputError(
+                f"{encoder.name}: the embedding of {cohort.frame['image_id'][~finite].iloc[0]} is not finite: are the weights whole?"
+            )
         with open(path, "wb") as handle:
             np.save(handle, values)
 
@@ -68,11 +72,16 @@ def _shards(key: dict) -> Path:
     return paths.cache() / "embeddings" / f"{artifacts.digest(key)[:32]}.shards"
 
 
-def _shard(encoder: Encoder, pictures: np.ndarray, bound: tuple[int, int], batch_size: int, bf16: bool, key: dict, progress) -> np.ndarray:
+def _shard(
+    encoder: Encoder, pictures: np.ndarray, bound: tuple[int, int], batch_size: int, bf16: bool, key: dict, progress
+) -> np.ndarray:
     start, stop = bound
 
     def build(path: Path) -> None:
-        batches = [encoder.embed(pictures[first : min(first + batch_size, stop)], bf16) for first in range(start, stop, batch_size)]
+        batches = [
+            encoder.embed(pictures[first : min(first + batch_size, stop)], bf16)
+            for first in range(start, stop, batch_size)
+        ]
         with open(path, "wb") as handle:
             np.save(handle, np.concatenate(batches))
 

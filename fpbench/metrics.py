@@ -106,4 +106,6 @@ def _check(y: np.ndarray, logits: np.ndarray, space: list[int]) -> None:
     if not np.isfinite(logits).all():
         raise InputError("expected finite logits, found NaN or infinity")
     if outside := sorted(set(np.unique(y)) - set(space)):
-        raise InputError(f"labels {outside} are outside the label space {space} of this cohort: drop those rows or widen the space")
+        raise InputError(
+            f"labels {outside} are outside the label space {space} of this cohort: drop those rows or widen the space"
+        )

@@ -73,7 +73,9 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
         try:
             artifacts.checked(path)
         except FileNotFoundError:
-            raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04 for it") from None
+            raise MissingError(
+                f"expected a predictions file with its sidecar at {path}: run notebook 04 for it"
+            ) from None
         frame = pd.read_parquet(path)
         validate(frame, task, str(path))
         frames.append(frame)
@@ -95,18 +97,26 @@ def validate(frame: pd.DataFrame, task: Task, where: str) -> None:
     if list(frame.columns) != expected:
         raise InputError(f"{where}: expected the columns {expected}, found {list(frame.columns)}")
     if not set(frame["split"]) <= set(SPLITS) or not len(frame):
-        raise InputError(f"{where}: expected rows with split {' or '.join(SPLITS)}, found {sorted(set(frame['split']))}")
+        raise InputError(
+            f"{where}: expected rows with split {' or '.join(SPLITS)}, found {sorted(set(frame['split']))}"
+        )
     if not np.isfinite(frame[task.columns()].to_numpy()).all():
         raise InputError(f"{where}: expected finite logits, found NaN or infinity")
     if not frame["y_true"].between(0, len(task.classes) - 1).all():
-        raise InputError(f"{where}: expected y_true from 0 to {len(task.classes) - 1}, found {sorted(set(frame['y_true']))}")
+        raise InputError(
+            f"{where}: expected y_true from 0 to {len(task.classes) - 1}, found {sorted(set(frame['y_true']))}"
+        )
     _refuse_twice(frame, where)
     sides = frame.groupby(["encoder", "protocol", "fold", "group"])["split"].nunique()
     if (sides > 1).any():
-        raise InputError(f"{where}: group {sides.idxmax()[-1]} is in validation and test of one fold: expected disjoint groups")
+        raise InputError(
+            f"{where}: group {sides.idxmax()[-1]} is in validation and test of one fold: expected disjoint groups"
+        )
 
 
 def _refuse_twice(frame: pd.DataFrame, where: str) -> None:
     key = ["image_id", "fold", "split", "encoder", "protocol", "target", "n_patients", "seed"]
     if (twice := frame.duplicated(key)).any():
-        raise InputError(f"{where}: {int(twice.sum())} rows stand twice, the first is {frame.loc[twice, 'image_id'].iloc[0]}")
+        raise InputError(
+            f"{where}: {int(twice.sum())} rows stand twice, the first is {frame.loc[twice, 'image_id'].iloc[0]}"
+        )

@@ -54,7 +54,20 @@ class Splits:
 
     def digest(self) -> str:
         """Return a digest of the cut."""
-        return artifacts.digest([self.scheme, self.folds, self.frame[["image_id", "group", "part"]].to_numpy().tolist()])
+        return artifacts.digest(
+            [self.scheme, self.folds, self.frame[["image_id", "group", "part"]].to_numpy().tolist()]
+        )
+
+    def summary(self) -> str:
+        """Return how many images and patients take part, and what was left out and why."""
+        parts = self.frame.groupby(self.frame["part"].str.replace(r"fold\d+", "folds", regex=True))
+        why = {"unused": "no class of the task", "dropped": "linked to a test patient by an identical image"}
+        lines = [
+            f"{name}: {len(rows):,} images, {rows['patient'].nunique():,} patients"
+            + (f" ({why[name]})" if name in why else "")
+            for name, rows in parts
+        ]
+        return "\n".join(lines)
 
     def save(self, path: Path) -> None:
         """Write the cut as a CSV that people can cite."""
@@ -67,7 +80,9 @@ def load_splits(path: Path, cohort: Cohort) -> Splits:
     """Read a cut that ``Splits.save`` wrote; InputError unless it is whole and made for exactly these images."""
     about = artifacts.checked(path)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if tuple(frame.columns) != COLUMNS or not frame["image_id"].equals(cohort.frame["image_id"].astype(frame["image_id"].dtype)):
+    if tuple(frame.columns) != COLUMNS or not frame["image_id"].equals(
+        cohort.frame["image_id"].astype(frame["image_id"].dtype)
+    ):
         raise InputError(f"{path} was made for other images than {cohort.describe()}: run notebook 02 again")
     return Splits(about["scheme"], about["folds"], frame)
 

@@ -75,7 +75,11 @@ class Study:
         names = [spec.name for spec in self.encoders]
         if not names or len(set(names)) < len(names):
             raise InputError(f"expected encoders with different names, found {names}")
-        if bad := [name for name in (*names, self.name) if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()]:
+        if bad := [
+            name
+            for name in (*names, self.name)
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        ]:
             raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
         if self.threads < 1 or self.folds < 2:
             raise InputError(f"expected threads >= 1 and folds >= 2, found {self.threads} and {self.folds}")
@@ -99,16 +103,23 @@ class Study:
         for spec in self.encoders:
             if spec.name == name:
                 return spec
-        raise InputError(f"study {self.name} has no encoder {name!r}: expected one of {', '.join(s.name for s in self.encoders)}")
+        raise InputError(
+            f"study {self.name} has no encoder {name!r}: expected one of {', '.join(s.name for s in self.encoders)}"
+        )
 
     def load_cohorts(self) -> "tuple[Cohort, tuple[Cohort, ...]]":
         """Return the cohort that trains, and the external ones that test."""
         from fpbench.cohorts import load_cohort
 
-        loaded = [load_cohort(spec.name, paths.expand(spec.root) if spec.root else None, spec.missing) for spec in self.cohorts]
+        loaded = [
+            load_cohort(spec.name, paths.expand(spec.root) if spec.root else None, spec.missing)
+            for spec in self.cohorts
+        ]
         home = [cohort for cohort in loaded if cohort.source.population == self.the_task.train]
         if len(home) != 1:
-            raise InputError(f"task {self.task} trains on the population {self.the_task.train!r}: expected one such cohort, found {len(home)}")
+            raise InputError(
+                f"task {self.task} trains on the population {self.the_task.train!r}: expected one such cohort, found {len(home)}"
+            )
         return home[0], tuple(c for c in loaded if c is not home[0] and c.source.population in self.the_task.tests)
 
     def load_encoder(self, name: str) -> "Encoder":
@@ -137,35 +148,59 @@ class Study:
             raise InputError(f"device {self.device}: torch sees no GPU here; use 'auto' or 'cpu'")
         return self.device
 
-    def apply_threads(self) -> None:
-        """Hold this process to the study's number of CPU threads: results depend on it in the last bits."""
+    def begin(self) -> "Study":
+        """Hold this process to the study's threads (results depend on them in the last bits) and style; return the study."""
         import cv2
         import torch
         from threadpoolctl import threadpool_limits
 
+        from fpbench import figures
+
         torch.set_num_threads(self.threads)
         cv2.setNumThreads(1)
         threadpool_limits(self.threads)
+        figures.use_style()
+        return self
+
+    def describe(self) -> None:
+        """Print what is run, and what the results are not."""
+        cohorts, encoders = (", ".join(spec.name for spec in specs) for specs in (self.cohorts, self.encoders))
+        print(f"{self.title}\n  cohorts   {cohorts}\n  encoders  {encoders}")
+        print(f"  folds     {self.folds}, {self.split}, seed {self.seed}\n  probes    {', '.join(self.probes)}")
+        if self.label:
+            print(f"  Mind: {self.label}.")
+
+    def root(self, spec: CohortSpec) -> Path | None:
+        """Return the folder of a cohort; None: the default one."""
+        return paths.expand(spec.root) if spec.root else None
 
     def _weights(self, spec: EncoderSpec) -> str:
         return spec.weights if spec.weights in ("hub", "random") else str(paths.expand(spec.weights))
 
     def key(self, *encoders: str) -> str:
         """Return a digest of everything that the jobs of these encoders depend on (none: cohorts and splits only)."""
-        from fpbench import embeddings, images, probing, splits
+        from fpbench import embeddings, images, protocols, splits
 
-        versions = [images.VERSION, splits.VERSION, embeddings.VERSION, probing.VERSION]
-        shared = {name: getattr(self, name) for name in ("task", "split", "folds", "seed", "probes", "threads", "device")}
-        parts = [shared, versions, [[spec.name, spec.missing, _folder_digest(spec)] for spec in self.cohorts]]
-        parts += [[asdict(self.encoder_spec(name)), _file_digest(self._weights(self.encoder_spec(name)))] for name in encoders]
+        versions = [images.VERSION, splits.VERSION, embeddings.VERSION, protocols.VERSION]
+        shared = {
+            name: getattr(self, name) for name in ("task", "split", "folds", "seed", "probes", "threads", "device")
+        }
+        parts = [
+            shared,
+            versions,
+            [[spec.name, spec.missing, _folder_digest(spec.name, self.root(spec))] for spec in self.cohorts],
+        ]
+        parts += [
+            [asdict(self.encoder_spec(name)), _file_digest(self._weights(self.encoder_spec(name)))] for name in encoders
+        ]
         return artifacts.digest(parts)[:16]
 
 
-def _folder_digest(spec: CohortSpec) -> str:
+def _folder_digest(name: str, root: Path | None) -> str:
     """Return a digest of the label file and of the names and sizes of all pictures."""
     from fpbench.cohorts import folder_of
 
-    source, folder = folder_of(spec.name, paths.expand(spec.root) if spec.root else None)
+    source, folder = folder_of(name, root)
     sums = artifacts.file_sha256(folder / source.csv)
     files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.png"))
     return artifacts.digest([sums, files])
@@ -210,8 +245,15 @@ def _build(kind: type, content, where: str):
     for key in content:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
-            raise InputError(f"{where}: unknown key {key!r}" + (f": did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}"))
-    needed = [n for n, item in known.items() if item.default is MISSING and item.default_factory is MISSING and n not in content]
+            raise InputError(
+                f"{where}: unknown key {key!r}"
+                + (f": did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}")
+            )
+    needed = [
+        n
+        for n, item in known.items()
+        if item.default is MISSING and item.default_factory is MISSING and n not in content
+    ]
     if needed:
         raise InputError(f"{where}: missing {', '.join(needed)}")
     return kind(**{key: _convert(known[key].type, value, f"{where}: {key}") for key, value in content.items()})

@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fpbench import artifacts, images, paths
 from fpbench.cohorts import africa, spain
+from fpbench.cohorts.download import fetch
 from fpbench.cohorts.source import Source, check_counts, check_rows, locate
 from fpbench.errors import InputError, MissingError
 
@@ -42,11 +43,18 @@ class Cohort:
         """Return the name, first part of every image_id."""
         return self.source.name
 
+    @property
+    def confounder(self) -> str | None:
+        """Return the column that goes with the class besides anatomy, None if it has one value only."""
+        return self.source.confounder if self.frame[self.source.confounder].nunique() > 1 else None
+
     def image(self, image_id: str) -> np.ndarray:
         """Return one picture as in its file: uint8, (H, W) or (H, W, 3)."""
         rows = self.frame.loc[self.frame["image_id"] == image_id, "path"]
         if rows.empty:
-            raise InputError(f"no image {image_id!r} in cohort {self.name}: expected one like {self.frame['image_id'].iloc[0]!r}")
+            raise InputError(
+                f"no image {image_id!r} in cohort {self.name}: expected one like {self.frame['image_id'].iloc[0]!r}"
+            )
         return images.decode(rows.iloc[0])
 
     def array(self, geometry: images.Geometry) -> np.ndarray:
@@ -92,7 +100,9 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
     if (bad := frame["error"] != "").any():
         row = frame[bad].iloc[0]
-        raise InputError(f"{int(bad.sum())} unreadable pictures in {folder}, the first is {row['image_id']}: {row['error']}")
+        raise InputError(
+            f"{int(bad.sum())} unreadable pictures in {folder}, the first is {row['image_id']}: {row['error']}"
+        )
     frame.insert(3, "group", group_patients(frame["patient"], frame["pixels"]))
     return Cohort(source, frame, absent=int((~there).sum()))
 
@@ -117,9 +127,11 @@ def list_images(name: str, root: str | Path | None, missing: str) -> tuple[Sourc
     rows = source.read(label_file, name)
     check_rows(rows, label_file)
     check_counts(rows, source, label_file)
-    rows = rows.sort_values("image_id", ignore_index=True).assign(path=lambda frame: [folder / path for path in frame["path"]])
+    rows = rows.sort_values("image_id", ignore_index=True).assign(
+        path=lambda frame: [folder / path for path in frame["path"]]
+    )
     there = np.array([path.is_file() for path in rows["path"]])
-    if missing == "error" and not there.all() or not there.any():
+    if (missing == "error" and not there.all()) or not there.any():
         first = rows.loc[~there, "path"].iloc[0]
         raise MissingError(
             f"{int((~there).sum()):,} of {len(rows):,} images of {name} are not in {folder}, the first is {first}: complete the "
@@ -152,3 +164,17 @@ def distinct(frame: pd.DataFrame, label: str) -> np.ndarray:
     """
     labels = frame[label].fillna("").groupby(frame["pixels"]).transform("nunique")
     return (~frame["pixels"].duplicated() & (labels == 1)).to_numpy()
+
+
+def fetch_cohort(name: str, root: str | Path | None = None) -> Path:
+    """Download a cohort from its archive, check md5 and published counts, and return its folder."""
+    source = SOURCES.get(name)
+    if source is None or source.archive is None:
+        public = ", ".join(known for known, one in SOURCES.items() if one.archive)
+        raise InputError(f"no archive is known for {name!r}: expected one of {public}")
+    target = Path(root) if root else paths.data() / name
+
+    def verify(folder: Path) -> None:
+        list_images(name, folder, "error")
+
+    return fetch(source.archive, target, verify=verify)

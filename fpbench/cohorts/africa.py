@@ -71,6 +71,7 @@ SOURCE = Source(
         "plane": {"abdomen": 125, "brain": 125, "femur": 125, "thorax": 75},
         "centre": {"Algeria": 100, "Egypt": 100, "Malawi": 100, "Ghana": 75, "Uganda": 75},
     },
+    confounder="centre",
     licence=ARCHIVE.licence,
     citation=ARCHIVE.citation,
     archive=ARCHIVE,

@@ -15,6 +15,7 @@ from scipy.fft import dctn
 from fpbench import images
 from fpbench.cohorts import Cohort, distinct, group_patients, list_images
 from fpbench.errors import InputError
+from fpbench.tasks import TASKS, Task
 
 THUMBNAIL = images.Geometry("squash", 64, "bilinear")
 HASH_BITS = 256  # the 16 x 16 lowest frequencies of the 64 x 64 thumbnail
@@ -55,6 +56,30 @@ class Audit:
             "unreadable files": len(self.unreadable),
         }
 
+    def sentence(self) -> str:
+        """Return the finding in one sentence."""
+        n = self.summary()
+        return (
+            f"{self.cohort.name}: {n['distinct']:,} distinct pictures in {n['files']:,} files; {n['pairs across patients']} pairs of "
+            f"copies under two patient ids, {n['pairs across the split']} across the published split; "
+            f"{n['patient ids']:,} patient ids are {n['groups']:,} groups."
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables that the command line prints after the summary."""
+        cohort, columns = (
+            self.cohort,
+            {"machine": "plane", "operator": "machine", "centre": "plane", "official_split": "plane"},
+        )
+        shown = {
+            f"{rows} x {other} (images)": crosstab(cohort, rows, other)
+            for rows, other in columns.items()
+            if cohort.frame[rows].nunique() > 1
+        }
+        shown[f"{cohort.source.confounder} x size (images)"] = crosstab(cohort, cohort.source.confounder, "size").T
+        shown["unreadable"], shown["near duplicates"] = self.unreadable, self.near
+        return {title: table for title, table in shown.items() if len(table)}
+
     def __str__(self) -> str:
         """Return the summary as aligned lines."""
         return "\n".join(f"{value:>8,}  {name}" for name, value in self.summary().items())
@@ -67,7 +92,9 @@ def audit(name: str, root: str | Path | None = None, missing: str = "drop") -> A
     frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
     bad = frame["error"] != ""
     if bad.all():
-        raise InputError(f"none of the {len(frame)} pictures of {name} can be read, the first: {frame['error'].iloc[0]}")
+        raise InputError(
+            f"none of the {len(frame)} pictures of {name} can be read, the first: {frame['error'].iloc[0]}"
+        )
     good = frame[~bad].reset_index(drop=True)
     good.insert(3, "group", group_patients(good["patient"], good["pixels"]))
     return Audit(
@@ -125,13 +152,40 @@ def _pair_table(frame: pd.DataFrame, left: np.ndarray, right: np.ndarray) -> pd.
 
 
 def crosstab(cohort: Cohort, rows: str, columns: str) -> pd.DataFrame:
-    """Count images by two columns, e.g. machine by plane, with totals; ``"size"`` stands for width x height."""
+    """Count images by two columns, e.g. machine by plane; ``"size"`` stands for width x height."""
     frame = cohort.frame.assign(size=cohort.frame["width"].astype(str) + " x " + cohort.frame["height"].astype(str))
-    return pd.crosstab(frame[rows].fillna("not published"), frame[columns].fillna("not published"), margins=True, margins_name="all")
+    table = pd.crosstab(frame[rows].fillna("not published"), frame[columns].fillna("not published"))
+    order = next((task.classes for task in TASKS.values() if task.label == columns), ())
+    return table[sorted(table.columns, key=lambda name: (order.index(name) if name in order else len(order), name))]
 
 
-def patients_per_class(cohort: Cohort, label: str) -> pd.DataFrame:
-    """Count images, patients and groups of each class; a patient with two classes counts in both."""
-    grouped = cohort.frame.groupby(label)
-    table = pd.DataFrame({"images": grouped.size(), "patients": grouped["patient"].nunique(), "groups": grouped["group"].nunique()})
-    return table.sort_values("images", ascending=False)
+def classes_table(cohorts: list[Cohort], task: Task) -> pd.DataFrame:
+    """Count images, patients and groups of each class of each cohort; a patient with two classes counts in both."""
+    tables = []
+    for cohort in cohorts:
+        grouped = cohort.frame.groupby(task.label)
+        counts = {
+            "images": grouped.size(),
+            "patients": grouped["patient"].nunique(),
+            "groups": grouped["group"].nunique(),
+        }
+        table = pd.DataFrame(counts).reindex([name for name in task.classes if name in grouped.groups])
+        tables.append(table.rename_axis("class").reset_index().assign(cohort=cohort.name))
+    return pd.concat(tables, ignore_index=True)[["cohort", "class", "images", "patients", "groups"]]
+
+
+def summary_table(audits: list[Audit]) -> pd.DataFrame:
+    """Return the summaries side by side, one column per cohort."""
+    table = pd.DataFrame({found.cohort.name: found.summary() for found in audits})
+    return table.rename_axis("count").reset_index()
+
+
+def sizes_table(cohorts: list[Cohort]) -> pd.DataFrame:
+    """Count image sizes by the column that goes with the class (machine, country): the three commonest of each value."""
+    tables = []
+    for cohort in cohorts:
+        sizes = crosstab(cohort, cohort.source.confounder, "size").stack().rename("images").reset_index()
+        sizes.columns = ["value", "size", "images"]
+        top = sizes[sizes["images"] > 0].sort_values("images", ascending=False, kind="stable").groupby("value").head(3)
+        tables.append(top.sort_values("value", kind="stable").assign(cohort=cohort.name, by=cohort.source.confounder))
+    return pd.concat(tables, ignore_index=True)[["cohort", "by", "value", "size", "images"]]

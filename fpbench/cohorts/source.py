@@ -28,6 +28,7 @@ class Source:
     csv: str  # name of the label file, in the root folder
     read: Callable[[Path, str], pd.DataFrame]  # (label file, name) -> rows with COLUMNS
     counts: dict[str, dict[str, int]]  # column -> value -> images; "total" -> {"images", "patients"}
+    confounder: str  # the column that goes with the class besides anatomy
     licence: str
     citation: str
     archive: Archive | None = None  # where it is fetched from
@@ -42,7 +43,9 @@ def read_table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataF
     except FileNotFoundError:
         raise
     except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a table separated by {separator!r} ({error}): is it the file of the archive?") from None
+        raise InputError(
+            f"{path}: not a table separated by {separator!r} ({error}): is it the file of the archive?"
+        ) from None
     found = tuple(str(name).strip() for name in frame.columns)
     if found != columns:
         raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {', '.join(found)}")
@@ -65,7 +68,9 @@ def check_rows(frame: pd.DataFrame, path: Path) -> None:
     """Raise InputError for a duplicated row or a patient on both sides of the published split."""
     twice = frame.loc[frame["image_id"].duplicated(), "image_id"]
     if len(twice):
-        raise InputError(f"{path}: {len(twice)} images are listed twice, the first is {twice.iloc[0]}: expected one row each")
+        raise InputError(
+            f"{path}: {len(twice)} images are listed twice, the first is {twice.iloc[0]}: expected one row each"
+        )
     sides = frame.groupby("patient")["official_split"].nunique()
     if (sides > 1).any():
         raise InputError(
@@ -85,7 +90,9 @@ def check_counts(frame: pd.DataFrame, source: Source, path: Path) -> None:
         if found[column].get(value, 0) != expected
     ]
     if wrong:
-        raise InputError(f"{path} does not hold the published counts:\n  " + "\n  ".join(wrong) + "\nIs the archive complete?")
+        raise InputError(
+            f"{path} does not hold the published counts:\n  " + "\n  ".join(wrong) + "\nIs the archive complete?"
+        )
 
 
 def locate(root: Path, source: Source) -> Path:

@@ -90,6 +90,7 @@ SOURCE = Source(
         "operator": {"Other": 3_613, "Op. 3": 3_560, "Op. 1": 2_792, "Op. 2": 2_435},
         "machine": {"Voluson E6": 5_862, "Aloka": 5_114, "Voluson S10": 1_082, "Other": 342},
     },
+    confounder="machine",
     licence=ARCHIVE.licence,
     citation=ARCHIVE.citation,
     archive=ARCHIVE,

@@ -21,6 +21,7 @@ from fpbench.errors import InputError
 from fpbench.images import Geometry, to_array
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from fpbench.encoders.checkpoint import Layout
@@ -312,3 +313,27 @@ def register_encoder(
             name, adapter, geometry=geometry, mean=mean, std=std, poolings={"own": dim}, mini=geometry.size, **settings
         )
     )
+
+
+def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
+    """Return one row per encoder: what a result depends on."""
+    import pandas as pd
+
+    rows = []
+    for one in encoders:
+        geometry = one.geometry
+        crop = f", crop {geometry.crop:g}" if geometry.kind == "resize_crop" else ""
+        rows.append(
+            {
+                "encoder": one.name,
+                "model": one.model,
+                "weights": one.weights.label,
+                "licence": one.weights.licence,
+                "sha256": one.weights.sha256[:12],
+                "parameters (M)": round(one.parameters() / 1e6, 2),
+                "dim": one.dim,
+                "pooling": one.pooling,
+                "geometry": f"{geometry.kind} {geometry.size}, {geometry.interpolation}{crop}",
+            }
+        )
+    return pd.DataFrame(rows)

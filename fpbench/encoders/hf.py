@@ -72,7 +72,9 @@ def _model(
     model = AutoModel.from_config(config)
     if weights == "random":
         return model, ()
-    kind, where, tensors = (AutoModel, architecture, {}) if weights == "hub" else (type(model), None, {"state_dict": read(Path(weights))})
+    kind, where, tensors = (
+        (AutoModel, architecture, {}) if weights == "hub" else (type(model), None, {"state_dict": read(Path(weights))})
+    )
     how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
     model, info = kind.from_pretrained(where, config=config, **how, **tensors)
     unused = ("classifier.*", *(() if pooling == "pooler" else ("pooler.*",)), *ignore)

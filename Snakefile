@@ -1,0 +1,88 @@
+"""The grid as files: one rule per notebook. ``fpbench run STUDY`` calls this; so can you, with any Snakemake option.
+
+A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions. Modification times decide nothing.
+"""
+
+import sys
+
+from fpbench.study import load_study
+
+STUDY = load_study(config["study"])
+OUT = STUDY.folder
+ENCODERS = [spec.name for spec in STUDY.encoders]
+RUN = f"{sys.executable!r} -m fpbench.cli notebook"
+
+
+rule all:
+    input:
+        OUT / "tables" / "table1.csv",
+        OUT / "encoders.csv",
+
+
+rule cohorts:
+    output:
+        OUT / "cohorts.json",
+    params:
+        key=STUDY.key(),
+    log:
+        notebook=OUT / "notebooks" / "01_cohorts.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 01_cohorts {log.notebook:q} -p study={config[study]:q}"
+
+
+rule splits:
+    input:
+        rules.cohorts.output,
+    output:
+        OUT / "splits.csv",
+        OUT / "splits.json",
+    params:
+        key=STUDY.key(),
+    log:
+        notebook=OUT / "notebooks" / "02_splits.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 02_splits {log.notebook:q} -p study={config[study]:q}"
+
+
+rule encoders:
+    input:
+        rules.cohorts.output,
+    output:
+        OUT / "encoders.csv",
+    params:
+        key=STUDY.key(*ENCODERS),
+    log:
+        notebook=OUT / "notebooks" / "03_encoders.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 03_encoders {log.notebook:q} -p study={config[study]:q}"
+
+
+rule linear_probing:
+    input:
+        rules.splits.output,
+    output:
+        OUT / "predictions" / "{encoder}" / "probing.json",
+    params:
+        key=lambda wildcards: STUDY.key(wildcards.encoder),
+    log:
+        notebook=OUT / "notebooks" / "04_linear_probing.{encoder}.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 04_linear_probing {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q}"
+
+
+rule benchmark:
+    input:
+        expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS),
+    output:
+        OUT / "tables" / "table1.csv",
+    params:
+        key=STUDY.key(*ENCODERS),
+    log:
+        notebook=OUT / "notebooks" / "06_benchmark.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 06_benchmark {log.notebook:q} -p study={config[study]:q}"

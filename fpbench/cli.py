@@ -1,0 +1,91 @@
+"""The command line: ``fpbench fetch | audit | run | notebook``. Thin: every command calls one function of the library."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fpbench import paths
+from fpbench.errors import InputError, MissingError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Root = Annotated[Path | None, typer.Option(help="The folder of the cohort; default: <data>/<cohort>.")]
+
+
+@app.command()
+def fetch(cohort: str, root: Root = None) -> None:
+    """Download a public cohort from Zenodo, check it and unpack it."""
+    from fpbench.cohorts import fetch_cohort, load_cohort
+
+    folder = fetch_cohort(cohort, root)
+    print(load_cohort(cohort, folder).describe())
+
+
+@app.command()
+def audit(cohort: str, root: Root = None, missing: str = "drop") -> None:
+    """Print what a careful reader wants to know of a cohort: duplicates, groups, confounders, damage."""
+    from fpbench.cohorts import audit as audits
+
+    found = audits.audit(cohort, root, missing)
+    print(f"{found.cohort.source.title}\n{found}")
+    for title, table in found.tables().items():
+        print(f"\n{title}\n{table.to_string()}")
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
+    jobs: Annotated[int, typer.Option(help="Notebooks that run at once.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and why they run; do nothing.")] = False,
+) -> None:
+    """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
+    from fpbench.study import load_study
+
+    plan = load_study(study)
+    plan.key(*(spec.name for spec in plan.encoders))
+    location = Path(study).resolve() if Path(study).suffix else study
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
+    command += ["--directory", str(plan.folder), "--config", f"study={location}", "--cores", str(jobs * plan.threads)]
+    command += ["--rerun-triggers", "params", "--rerun-incomplete", "--keep-going", "--quiet", "rules"]
+    command += ["--dry-run"] if dry_run else []
+    print(" ".join(command), flush=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, check=False).returncode
+    if done == 0 and not dry_run:
+        print(
+            f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}"
+        )
+    raise typer.Exit(done)
+
+
+@app.command()
+def notebook(
+    name: Annotated[str, typer.Argument(help="Name of a notebook, e.g. 04_linear_probing.")],
+    output: Annotated[Path, typer.Argument(help="Where the executed copy goes.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE, VALUE read as YAML.")] = None,
+) -> None:
+    """Execute one notebook with papermill; unknown parameters are errors."""
+    import yaml
+
+    from fpbench.notebooks import execute
+
+    pairs = [text.partition("=")[::2] for text in parameter or []]
+    execute(
+        paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, {key: yaml.safe_load(value) for key, value in pairs}
+    )
+
+
+def main() -> None:
+    """Run the command line; an error that a user can act on is printed without a traceback."""
+    try:
+        app()
+    except (InputError, MissingError) as error:
+        print(f"fpbench: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Figures: a tidy frame (or pictures) in, axes out. One style file, one fixed colour per encoder, colour-blind safe.
+
+``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself, and shows it.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from fpbench import artifacts, metrics
+from fpbench.cohorts import Cohort
+from fpbench.embeddings import embed_cohort
+from fpbench.images import Geometry
+from fpbench.study import Study
+from fpbench.tables import PROTOCOLS
+from fpbench.tasks import Task
+
+COLOURS = {  # Okabe and Ito's palette
+    "usfm": "#0072B2",
+    "mofo": "#E69F00",
+    "ultrasam": "#009E73",
+    "fetalclip": "#D55E00",
+    "resnet50": "#999999",
+    "efficientnetv2_s": "#56B4E9",
+    "dinov3": "#CC79A7",
+}
+OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#DDCC77")
+
+
+def use_style() -> None:
+    """Apply the project's matplotlib style to this process."""
+    plt.style.use(Path(__file__).with_name("fpbench.mplstyle"))
+
+
+def colours(encoders) -> dict[str, str]:
+    """Return one colour per encoder: fixed for the paper's seven, in alphabetical order for others."""
+    rest = sorted(set(encoders) - set(COLOURS))
+    return {**COLOURS, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}}
+
+
+def save(figure: Figure, study: Study, name: str) -> None:
+    """Write ``figures/<name>.png`` and ``.pdf`` of the study, the study's label in the picture, and show it."""
+    if study.label:
+        figure.text(0.0, -0.01, study.label, ha="left", va="top", fontsize=7, color="0.4")
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        with artifacts.atomic(study.folder / "figures" / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, metadata=metadata)
+    plt.show()
+
+
+def gallery(cohort: Cohort, task: Task, per_class: int = 4, seed: int = 0) -> Figure:
+    """Draw some pictures of every class of a cohort, each of another patient where there are enough."""
+    classes = [name for name in task.classes if (cohort.frame[task.label] == name).any()]
+    figure, axes = plt.subplots(len(classes), per_class, figsize=(1.7 * per_class, 1.35 * len(classes)), squeeze=False)
+    for row, name in zip(axes, classes, strict=True):
+        of_class = cohort.frame[cohort.frame[task.label] == name].sample(frac=1, random_state=seed)
+        chosen = of_class.drop_duplicates("patient")["image_id"].head(per_class)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, image_id in zip(row, chosen, strict=False):
+            ax.imshow(cohort.image(image_id))
+        row[0].set_ylabel(name)
+    figure.suptitle(cohort.source.title)
+    return figure
+
+
+def pair(cohort: Cohort, pairs: pd.DataFrame, most: int = 3) -> Figure:
+    """Draw pairs of pictures side by side, under their patient keys."""
+    shown = pairs.head(most)
+    figure, axes = plt.subplots(2, max(1, len(shown)), figsize=(2.3 * max(1, len(shown)), 4), squeeze=False)
+    for column, row in zip(axes.T, shown.itertuples(), strict=False):
+        for ax, image_id in zip(column, (row.image, row.copy), strict=True):
+            ax.imshow(cohort.image(image_id))
+            ax.set_title(image_id.split("/", 1)[1], fontsize=6)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure
+
+
+def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -> Axes:
+    """Draw a table of counts; the colour is the share of its row."""
+    values = table.to_numpy(float)
+    colour = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-12) if share else values
+    sns.heatmap(
+        colour, ax=ax, annot=table.to_numpy(), fmt=fmt, cmap="Blues", vmin=0, vmax=1, cbar=False, linewidths=0.5
+    )
+    ax.set_xticklabels(table.columns, rotation=40, ha="right")
+    ax.set_yticklabels(table.index, rotation=0)
+    ax.set(xlabel="", ylabel=table.index.name or "")
+    return ax
+
+
+def geometries(cohorts: tuple[Cohort, ...], shown: tuple[Geometry, ...], plane: str = "abdomen") -> Figure:
+    """Draw one picture of every cohort as it is and after each geometry: what an encoder sees."""
+    figure, axes = plt.subplots(
+        len(cohorts), 1 + len(shown), figsize=(2.3 * (1 + len(shown)), 2.3 * len(cohorts)), squeeze=False
+    )
+    for row, cohort in zip(axes, cohorts, strict=True):
+        ids = cohort.frame["image_id"][cohort.frame["plane"] == plane]
+        picture = cohort.image((ids if len(ids) else cohort.frame["image_id"]).iloc[0])
+        pictures = [(f"{cohort.name}, as it is", picture)] + [(f"{one.kind} {one.size}", one(picture)) for one in shown]
+        for ax, (title, array) in zip(row, pictures, strict=True):
+            ax.imshow(array)
+            ax.set_title(f"{title} ({array.shape[1]} x {array.shape[0]})", fontsize=7)
+            ax.set_axis_off()
+    return figure
+
+
+def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) -> Axes:
+    """Draw validation loss against regularisation strength, one line per fold, the choice marked."""
+    for fold, curve in curves.groupby("fold"):
+        (line,) = ax.plot(curve["strength"], curve["loss"], label=f"fold {fold}")
+        best = chosen[chosen["fold"] == fold].iloc[0]
+        ax.plot(best["strength"], best["loss"], "o", color=line.get_color())
+    ax.set(xscale="log", xlabel=title, ylabel="validation loss (nats)")
+    ax.legend()
+    return ax
+
+
+def scores(summary: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw mean and SD over folds, one mark per protocol and encoder; columns name, protocol, encoder, mean, sd."""
+    palette, names = colours(summary["encoder"]), list(dict.fromkeys(summary["name"]))
+    models = list(dict.fromkeys(zip(summary["encoder"], summary["protocol"], strict=True)))
+    for place, (encoder, protocol) in enumerate(models):
+        part = summary[(summary["encoder"] == encoder) & (summary["protocol"] == protocol)]
+        x = [names.index(name) + (place - (len(models) - 1) / 2) * 0.8 / len(models) for name in part["name"]]
+        label = f"{encoder}, {PROTOCOLS.get(protocol, protocol)}"
+        marker = "osD^v"[list(PROTOCOLS).index(protocol) % 5]
+        ax.errorbar(x, part["mean"], part["sd"], fmt=marker, ms=4, lw=1, color=palette[encoder], label=label)
+    ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    ax.set_ylim(0, 1.02)
+    return ax
+
+
+def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
+    """Draw F1 of every class, one panel per test cohort and label space; mean and SD over the fold models."""
+    part = scores[scores["metric"].str.startswith("F1 of ")].assign(
+        name=lambda f: f["metric"].str.removeprefix("F1 of ")
+    )
+    panels = list(dict.fromkeys(zip(part["population"], part["classes"], strict=True)))
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3), sharey=True, squeeze=False)
+    for ax, (population, classes) in zip(axes[0], panels, strict=True):
+        shown = part[(part["population"] == population) & (part["classes"] == classes)]
+        order = [name for name in task.classes if name in set(shown["name"])]
+        style = {"errorbar": "sd", "linestyle": "none", "dodge": 0.4, "markersize": 4, "err_kws": {"linewidth": 1}}
+        sns.pointplot(
+            shown, x="name", y="value", hue="encoder", order=order, palette=colours(shown["encoder"]), ax=ax, **style
+        )
+        ax.set(title=f"{population.capitalize()}, {classes} classes", xlabel="", ylabel="F1", ylim=(0, 1.02))
+        ax.set_xticks(range(len(order)), order, rotation=40, ha="right")
+        ax.get_legend().remove()
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def confusions(predicted: pd.DataFrame, task: Task) -> Figure:
+    """Draw one confusion matrix per test cohort of one model, all folds together: shares of the true class, in percent."""
+    test = predicted[predicted["split"] == "test"]
+    populations = [name for name in task.tests if name in set(test["population"])]
+    figure, axes = plt.subplots(1, len(populations), figsize=(3.4 * len(populations), 3.2), squeeze=False)
+    for ax, population in zip(axes[0], populations, strict=True):
+        space = task.codes(task.tests[population])
+        rows = test[(test["population"] == population) & test["y_true"].isin(space)]
+        counts = metrics.confusion(rows["y_true"].to_numpy(), rows[task.columns()].to_numpy(), space)
+        share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        style = {"annot": True, "fmt": ".0f", "cmap": "Blues", "vmin": 0, "vmax": 100, "cbar": False, "square": True}
+        sns.heatmap(share, ax=ax, linewidths=0.5, **style)
+        ax.set_xticklabels(task.classes, rotation=40, ha="right")
+        ax.set_yticklabels(task.tests[population], rotation=0)
+        ax.set(xlabel="answer", ylabel="true class", title=population.capitalize())
+    figure.suptitle(", ".join(sorted(set(test["encoder"]))))
+    return figure
+
+
+def embedding_map(study: Study, encoder: str, cohorts: tuple[Cohort, ...], most: int = 2000) -> Figure:
+    """Draw a t-SNE map (on 50 principal components) of an encoder's embeddings: colour is the class, marker the cohort."""
+    spec, model, task = study.encoder_spec(encoder), study.load_encoder(encoder), study.the_task
+    X = np.concatenate([embed_cohort(model, cohort, spec.batch_size, spec.bf16) for cohort in cohorts])
+    frame = pd.concat([cohort.frame.assign(cohort=cohort.name) for cohort in cohorts], ignore_index=True)
+    rows = frame.index[frame[task.label].isin(task.classes)]
+    rows = rows if len(rows) <= most else rows[np.random.default_rng(study.seed).permutation(len(rows))[:most]]
+    reduced = PCA(min(50, len(rows) - 1, X.shape[1]), random_state=study.seed).fit_transform(X[rows])
+    points = TSNE(random_state=study.seed, perplexity=min(30, len(rows) / 4)).fit_transform(reduced)
+    shown = frame.loc[rows].assign(x=points[:, 0], y=points[:, 1]).rename(columns={task.label: "class"})
+    figure, ax = plt.subplots(figsize=(5.5, 4))
+    style = {
+        "hue": "class",
+        "hue_order": task.classes,
+        "style": "cohort",
+        "palette": "colorblind",
+        "s": 16,
+        "linewidth": 0,
+    }
+    sns.scatterplot(shown, x="x", y="y", ax=ax, **style)
+    ax.set(xlabel="", ylabel="", xticks=[], yticks=[], title=encoder)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+mpl.set_loglevel("warning")

@@ -1,0 +1,37 @@
+"""Executing the numbered notebooks with papermill, each in a process of its own, without network ports."""
+
+from pathlib import Path
+
+from fpbench import paths
+from fpbench.errors import InputError, MissingError
+
+
+def execute(source: Path, output: Path, parameters: dict) -> None:
+    """Execute a notebook and keep the executed copy, also when it fails.
+
+    Raises
+    ------
+    InputError
+        A parameter that the notebook does not have (papermill alone would ignore it).
+    papermill.PapermillExecutionError
+        A cell failed; the copy holds the traceback.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    if not source.is_file():
+        raise MissingError(f"expected a notebook at {source}, found nothing")
+    known = papermill.inspect_notebook(str(source))
+    if unknown := sorted(set(parameters) - set(known)):
+        raise InputError(f"{source.name}: unknown parameters {', '.join(unknown)}: expected some of {', '.join(known)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    no_ports = Config({"KernelManager": {"transport": "ipc"}, "ConnectionFileMixin": {"transport": "ipc"}})
+    papermill.execute_notebook(
+        str(source),
+        str(output),
+        parameters,
+        cwd=str(paths.REPOSITORY),
+        config=no_ports,
+        progress_bar=False,
+        start_timeout=300,
+    )

@@ -1,0 +1,208 @@
+"""Tables: a tidy frame of scores in, CSV, Markdown, LaTeX and HTML out.
+
+A *view* is one way of scoring a test cohort: which of its classes count, whether the arg-max is *open* (all classes of the
+task) or *shared* (those that both cohorts have), with all images or the de-duplicated ones. The score of an encoder is the
+mean over its fold models; the SD over folds is training variation, not the error of the score.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fpbench import artifacts, metrics
+from fpbench.errors import InputError
+from fpbench.study import Study
+from fpbench.tasks import Task
+
+PROTOCOLS = {
+    "logistic": "linear probing",
+    "ridge": "ridge probe",
+    "knn": "k nearest neighbours",
+    "sgd": "SGD probe, FetalCLIP-like",
+}
+VIEW = ("population", "classes", "rule", "duplicates")
+MODEL = ("encoder", "protocol")
+DUPLICATES = {"as published": False, "de-duplicated": True}
+
+
+def views(task: Task, populations: set[str]) -> list[tuple[str, tuple[str, ...], str]]:
+    """Return (population, classes, rule) of every view: the home cohort whole, on the shared classes, and each external one."""
+    external = [name for name in task.tests if name != task.train and name in populations]
+    found = [(task.train, task.tests[task.train], "open")]
+    for name in external:
+        found += [(population, task.tests[name], rule) for population in (task.train, name) for rule in metrics.RULES]
+    return list(dict.fromkeys(found))
+
+
+def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Score every model, fold and view.
+
+    Parameters
+    ----------
+    predicted
+        Rows of predictions files; only ``split == "test"`` is scored.
+    groups
+        Further columns to score apart, e.g. ``("centre",)``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns MODEL, VIEW, fold, ``groups``, images, metric, value.
+    """
+    return _collect(predicted, task, groups, lambda y, z, space, rule: metrics.scores(y, z, space, rule))
+
+
+def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Score every class: as ``evaluate``, with the metric named ``F1 of abdomen`` and so on."""
+
+    def by_class(y, z, space, rule):
+        table = metrics.per_class(y, z, space, rule)
+        return {
+            f"{name} of {task.classes[k]}": table[name][i]
+            for name in ("precision", "recall", "F1")
+            for i, k in enumerate(space)
+        }
+
+    return _collect(predicted, task, (), by_class)
+
+
+def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score) -> pd.DataFrame:
+    test = predicted[predicted["split"] == "test"]
+    columns = [*MODEL, "fold", *groups]
+    rows = []
+    for population, classes, rule in views(task, set(test["population"])):
+        space = task.codes(classes)
+        seen = test[(test["population"] == population) & test["y_true"].isin(space)]
+        for duplicates, drop in DUPLICATES.items():
+            for key, part in seen[seen["distinct"]].groupby(columns) if drop else seen.groupby(columns):
+                present = [k for k in space if not groups or (part["y_true"] == k).any()]
+                values = score(part["y_true"].to_numpy(), part[task.columns()].to_numpy(), present, rule)
+                view = (population, len(present), rule, duplicates)
+                rows += [(*key, *view, len(part), metric, float(value)) for metric, value in values.items()]
+    return pd.DataFrame(rows, columns=[*columns, *VIEW, "images", "metric", "value"])
+
+
+def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Return mean and SD over folds (and folds, images) of each metric of each model and view."""
+    grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False)
+    return grouped.agg(
+        mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean")
+    ).reset_index()
+
+
+def published() -> pd.DataFrame:
+    """Return the numbers of the paper that are public, one row each."""
+    return pd.read_csv(Path(__file__).with_name("published.csv"))
+
+
+def view_title(population: str, classes: int, rule: str) -> str:
+    """Return a column heading for a view."""
+    return f"{population.capitalize()}, {classes} classes, {rule}"
+
+
+def table1(scores: pd.DataFrame, metric: str = metrics.HEADLINE, duplicates: str = "as published") -> pd.DataFrame:
+    """Return encoders x protocols against views, as ``mean ± SD over folds``, with the paper's public numbers beside them."""
+    summary = summarise(scores[(scores["metric"] == metric) & (scores["duplicates"] == duplicates)])
+    text = summary["mean"].map("{:.3f}".format) + " ± " + summary["sd"].map("{:.3f}".format)
+    heading = [view_title(*row) for row in summary[["population", "classes", "rule"]].itertuples(index=False)]
+    summary = summary.assign(text=text, view=pd.Categorical(heading, list(dict.fromkeys(heading))))
+    table = summary.pivot(index=list(MODEL), columns="view", values="text")
+    table.columns = [str(name) for name in table.columns]
+    table = table.rename(index=PROTOCOLS, level="protocol")
+    public = published().pivot(index=list(MODEL), columns="population", values="value")
+    for population in dict.fromkeys(summary["population"]):
+        table[f"{population.capitalize()}, paper"] = [
+            f"{public.loc[key, population]:.4f}" if key in public.index and population in public else "not public"
+            for key in table.index
+        ]
+    return table.reset_index()
+
+
+def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataFrame:
+    """Write a table as CSV, Markdown, LaTeX (booktabs) and HTML, each with caption and label, and return it to be shown."""
+    folder = study.folder / "tables"
+    note = caption + (f" ({study.label})" if study.label else "")
+    html = table.to_html(index=False, border=0).replace("<table", f"<table aria-label={name!r}", 1)
+    texts = {
+        "csv": table.to_csv(index=False),
+        "md": f"{note}\n\n{table.to_markdown(index=False)}\n",
+        "tex": table.style.hide(axis="index")
+        .format(escape="latex", precision=3)
+        .to_latex(hrules=True, caption=_latex(note)),
+        "html": f"<figure>{html}<figcaption>{note}</figcaption></figure>\n",
+    }
+    for suffix, text in texts.items():
+        with artifacts.atomic(folder / f"{name}.{suffix}") as temporary:
+            temporary.write_text(text)
+    return table
+
+
+def _latex(text: str) -> str:
+    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
+
+
+def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataFrame:
+    """Return each view's mean as published, de-duplicated, and their difference."""
+    summary = summarise(scores[scores["metric"] == metric])
+    if summary.empty:
+        raise InputError(f"no scores of {metric!r}: expected one of {', '.join(sorted(set(scores['metric'])))}")
+    table = summary.pivot(
+        index=[*MODEL, "population", "classes", "rule"], columns="duplicates", values=["mean", "images"]
+    )
+    flat = pd.DataFrame(
+        {
+            "as published": table["mean", "as published"],
+            "de-duplicated": table["mean", "de-duplicated"],
+            "difference": table["mean", "de-duplicated"] - table["mean", "as published"],
+            "images left out": np.round(table["images", "as published"] - table["images", "de-duplicated"]).astype(int),
+        }
+    )
+    return flat.reset_index()
+
+
+def all_metrics(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Return every metric of one protocol: encoders and views against metrics, means over the fold models."""
+    part = scores[(scores["protocol"] == protocol) & (scores["duplicates"] == "as published")]
+    names = list(dict.fromkeys(part["metric"]))
+    table = summarise(part).pivot(index=["encoder", "population", "classes", "rule"], columns="metric", values="mean")
+    return table[names].round(3).rename_axis(columns=None).reset_index()
+
+
+def per_class(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return F1 of every class against encoders and views; ``scores`` of ``evaluate_classes``, one protocol and rule."""
+    summary = summarise(scores[scores["metric"].str.startswith("F1 of ")])
+    summary["text"] = summary["mean"].map("{:.3f}".format) + " ± " + summary["sd"].map("{:.3f}".format)
+    summary["class"] = summary["metric"].str.removeprefix("F1 of ")
+    classes = list(dict.fromkeys(summary["class"]))
+    table = summary.pivot(index=["encoder", "population", "classes"], columns="class", values="text")
+    return table[classes].fillna("").rename_axis(columns=None).reset_index()
+
+
+def headline(scores: pd.DataFrame, encoder: str, protocol: str) -> str:
+    """Return the headline metric of one model in words, view by view."""
+    part = scores[
+        (scores["encoder"] == encoder) & (scores["protocol"] == protocol) & (scores["metric"] == metrics.HEADLINE)
+    ]
+    summary = summarise(part[part["duplicates"] == "as published"])
+    return "; ".join(f"{view_title(r.population, r.classes, r.rule)} {r.mean:.3f}" for r in summary.itertuples())
+
+
+def findings(scores: pd.DataFrame, task: Task) -> list[str]:
+    """Return sentences that the scores support: point values only, and no ranking, since no interval stands behind one here."""
+    part = scores[(scores["metric"] == metrics.HEADLINE) & (scores["duplicates"] == "as published")]
+    lines = [
+        f"{encoder}, linear probing: {headline(scores, encoder, 'logistic')}."
+        for encoder in sorted(set(part["encoder"]))
+    ]
+    summary = summarise(part[part["protocol"] == "logistic"]).set_index(["population", "rule", "encoder"])["mean"]
+    for population in sorted(set(part["population"]) - {task.train}):
+        gain = [
+            summary[population, "shared", encoder] - summary[population, "open", encoder]
+            for encoder in sorted(set(part["encoder"]))
+        ]
+        lines.append(
+            f"Restricting the answers to the classes that {population.capitalize()} has changes macro F1 there by "
+            f"{min(gain):+.3f} to {max(gain):+.3f}: the rule must be named with every score."
+        )
+    return lines
