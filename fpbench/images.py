@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fpbench import artifacts, paths
 from fpbench.errors import InputError
 
-VERSION = 1  # of decoding and geometry; raise it when their pixels change
+VERSION = 2  # of decoding and geometry; raise it when their pixels change
 MAX_PIXELS = 40_000_000  # a larger picture is refused unread: the largest real one has 1.2 million
 KINDS = ("squash", "resize_crop", "pad_square", "fit_pad")
 PILLOW = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}

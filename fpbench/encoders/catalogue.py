@@ -176,7 +176,7 @@ add(
             381_156_023,
             "d7c223dd03f56b0b77cd246aa3edfae651e99f0ee2dde2e8c50eda7b21fa8a0c",
             confirmed=True,
-        ),  # fmt: skip
+        ),
         licence="CC BY-NC-SA 4.0",
         trained_on="US-43d: 43 public data sets, HC18, FASS, Fast-U-Net, ACOUSLIC and FH-PS-AOP among them",
         saw_spain="no",
@@ -248,3 +248,57 @@ add(
         note="86.5 MB. 300 px is the training size, 384 px the test size. Weights tag in21k_ft_in1k.",
     )
 )
+
+
+def models_md() -> str:
+    """Return the text of MODELS.md."""
+    seven = [entry for entry in CATALOGUE.values() if entry.source]
+    lines = [
+        "# Models",
+        "",
+        "Written from `fpbench/encoders/catalogue.py` by its function `models_md`; a test compares.",
+        "No file of the four ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.",
+        "",
+        "| encoder | architecture | input | mean; std | pooling: dim (first is the default) | parameters (M) | GMACs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for e in seven:
+        g = e.geometry
+        kind = f"{g.kind} {g.size}, {g.interpolation}" + (f", crop {g.crop:g}" if g.kind == "resize_crop" else "")
+        poolings = ", ".join(f"{name}: {dim}" for name, dim in e.poolings.items())
+        numbers = "; ".join(", ".join(f"{v:.4g}" for v in values) for values in (e.mean, e.std))
+        lines.append(
+            f"| `{e.name}` | {e.architecture} | {kind} ({e.sides}) | {numbers} | {poolings} | {e.parameters} | {e.gmacs} |"
+        )
+    for e in seven:
+        s = e.source
+        size = f"{s.size:,} bytes" if s.size else "size unknown"
+        mark = f"SHA-256 `{s.sha256}`" if s.sha256 else "SHA-256 unknown, pinned on first use"
+        lines += [
+            "",
+            f"## {e.name}",
+            "",
+            f"- Weights: [{s.file}]({s.url}), {size}, {mark}; {'confirmed by a third party' if s.confirmed else 'unconfirmed'}.",
+            f"- Licence: {e.licence}. Gated: {e.gated}.",
+            f"- Pretraining: {e.trained_on}. Saw the Spanish cohort: {e.saw_spain}; the African: {e.saw_africa} ({e.evidence}).",
+            f"- Paper: {e.paper}. {e.note}",
+        ]
+    return "\n".join([*lines, "", *OWN.splitlines(), ""])
+
+
+OWN = """## Any other model
+
+`timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. One of your own:
+
+```python
+import torch
+from fpbench.encoders import load_encoder, register_encoder
+from fpbench.images import Geometry
+
+def tiny():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+register_encoder("tiny", tiny, Geometry("squash", 64, "bilinear"), dim=8, licence="mine")
+encoder = load_encoder("tiny", weights="random")  # or a file with the module's tensors
+```
+"""

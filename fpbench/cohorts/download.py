@@ -1,0 +1,353 @@
+"""Fetch a public cohort: transfer its archive from Zenodo, check the md5, unpack it safely. Sizes are bytes.
+
+Nothing gets its final name before it is complete and checked: a transfer grows in ``<file>.part`` and goes on there
+next time, an extraction in ``.<folder>.partial``, removed next time. Contents: the facts (`SPAIN`, `AFRICA`), `fetch`,
+`extract`.
+"""
+
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import time
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import filelock
+import pooch
+import requests
+from tqdm import tqdm
+
+from fpbench.errors import InputError, MissingError
+
+HEADERS = {"User-Agent": "fpbench/1", "Accept-Encoding": "identity"}  # Zenodo answers 403 to python-requests' own name
+TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
+ATTEMPTS = 6  # per download, each going on where the last one broke
+PAUSE = 2.0  # seconds before the second attempt, doubled each time, at most 60
+CHUNK = 1 << 16  # bytes
+MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError)  # of the readers
+
+
+class _Refused(InputError):
+    """An archive with an entry that the published one does not have."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The facts of one published archive."""
+
+    name: str  # folder made under the data root
+    url: str
+    file: str  # file name of the archive, also its key in the record
+    record: str  # Zenodo API address with md5 and size of each file
+    size: int | None  # bytes; None: ask the record
+    md5: str | None  # hex; None: ask the record
+    top: str  # leading folder inside the archive, stripped
+    doi: str  # of the archive
+    licence: str
+    citation: str
+    max_bytes: int = 8_000_000_000  # refuse to unpack more
+    max_members: int = 50_000
+
+
+SPAIN = Archive(
+    name="spain",
+    url="https://zenodo.org/records/3904280/files/FETAL_PLANES_ZENODO.zip?download=1",
+    file="FETAL_PLANES_ZENODO.zip",
+    record="https://zenodo.org/api/records/3904280",
+    size=2_088_522_169,
+    md5="2a5fcc2cefb789bcc0f6c1f73e0ea43f",
+    top="",
+    doi="10.5281/zenodo.3904280",
+    licence="CC BY 4.0",
+    citation="Burgos-Artizzu et al., Scientific Reports 10:10200 (2020), doi:10.1038/s41598-020-67076-5",
+)
+AFRICA = Archive(
+    name="africa",
+    url="https://zenodo.org/records/7540448/files/Zenodo_dataset.tar.xz?download=1",
+    file="Zenodo_dataset.tar.xz",
+    record="https://zenodo.org/api/records/7540448",
+    size=None,
+    md5=None,
+    top="Zenodo_dataset",
+    doi="10.5281/zenodo.7540448",
+    licence="CC BY 4.0 (read the record before redistributing)",
+    citation="Sendra-Balcells et al., Scientific Reports 13:2728 (2023), doi:10.1038/s41598-023-29490-3",
+)
+
+
+def fetch(
+    archive: Archive, root: str | Path, *, progress: bool = True, verify: Callable[[Path], None] | None = None
+) -> Path:
+    """Return the folder ``root/<archive.name>`` with the unpacked cohort; print licence and citation.
+
+    The archive is kept in ``root`` and used again while its md5 is right. Progress bars show on a terminal only.
+    ``verify`` raises when the folder it is given is not the complete cohort: it runs before the new folder gets its
+    name, and decides whether an existing one is returned as it is. Raises `MissingError` when the server has no such
+    file, `InputError` when transfer, md5, disk space, archive or existing folder is not as it should be.
+    """
+    root = Path(root).resolve()
+    destination = root / archive.name
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / f".{archive.name}.lock"):  # a second fetch waits, then finds the folder
+        if _occupied(destination):
+            _check_existing(destination, verify)
+        else:
+            archive = archive if archive.md5 and archive.size else _ask_record(archive)
+            limits = {"max_bytes": archive.max_bytes, "max_members": archive.max_members, "top": archive.top}
+            extract(_download(archive, root, progress), destination, **limits, verify=verify, progress=progress)
+    print(f"{destination}: {archive.file}, doi:{archive.doi}\nLicence: {archive.licence}\nCite: {archive.citation}")
+    return destination
+
+
+def _occupied(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _check_existing(destination: Path, verify: Callable[[Path], None] | None) -> None:
+    try:
+        if verify is None:
+            raise InputError("its content cannot be checked without `verify`")
+        verify(destination)
+    except Exception as error:
+        raise InputError(f"{destination} is in the way and was left alone: {error}. Move it, run again") from error
+
+
+def _need(folder: Path, size: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(f"{folder}: {what} needs {size:,} bytes, {free:,} are free: make room or choose another root")
+
+
+def _ask_record(archive: Archive) -> Archive:
+    """Return ``archive`` with the md5 and size that its Zenodo record states (a pinned one is kept)."""
+    try:
+        record = _persist(partial(_json, archive.record), archive.record)
+        entry = next(entry for entry in record["files"] if entry["key"] == archive.file)
+        md5 = re.fullmatch("md5:([0-9a-f]{32})", entry["checksum"])[1]
+        return replace(archive, md5=archive.md5 or md5, size=archive.size or int(entry["size"]))
+    except (OSError, LookupError, TypeError, ValueError, StopIteration) as error:
+        raise InputError(
+            f"expected md5 and size of {archive.file} at {archive.record}, found none ({error!r}). Try again later; or "
+            f"read them at https://doi.org/{archive.doi} and fetch(replace(archive, md5=..., size=...), root); or "
+            f"unpack the archive yourself into the folder {archive.name!r} of the data root"
+        ) from error
+
+
+def _json(url: str) -> Any:
+    response = requests.get(url, headers=HEADERS, timeout=TIMEOUT)
+    response.raise_for_status()
+    return response.json()
+
+
+def _persist(action: Callable[[], Any], url: str) -> Any:
+    """Call ``action`` again after an error that may pass: broken connection, HTTP 408, 425, 429, 5xx."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except requests.RequestException as error:
+            status = 0 if error.response is None else error.response.status_code
+            after = "" if error.response is None else error.response.headers.get("Retry-After", "")
+            problem = error
+        if status in (404, 410):
+            raise MissingError(
+                f"{url}: HTTP {status}, no such file. Has the record moved? Look for its doi"
+            ) from problem
+        if 400 <= status < 500 and status not in (408, 425, 429):
+            raise InputError(f"{url}: the server refused, HTTP {status}. Open it in a browser, try later") from problem
+        if attempt < ATTEMPTS - 1:
+            time.sleep(min(float(after) if after.isdecimal() else PAUSE * 2**attempt, 60))
+    raise InputError(f"{url}: gave up after {ATTEMPTS} attempts ({problem}). Run again to go on") from problem
+
+
+def _download(archive: Archive, root: Path, progress: bool) -> Path:
+    """Return the path of the verified archive in ``root``, transferred if it is not there."""
+    path = root / archive.file
+    if path.exists():
+        if pooch.file_hash(path, alg="md5") == archive.md5.lower():
+            return path
+        path.replace(f"{path}.wrong-md5")
+        print(f"{path} is not the published archive: renamed to {path.name}.wrong-md5")
+    transfer = _Resume(Path(f"{path}.part"), archive.size, progress)
+    while True:
+        try:
+            known = f"md5:{archive.md5}"
+            return Path(pooch.retrieve(archive.url, known, fname=path.name, path=root, downloader=transfer))
+        except InputError:
+            raise
+        except ValueError as error:  # wrong md5: pooch has deleted the file
+            if transfer.fresh or transfer.part.exists():
+                raise InputError(f"{error} Run again; if it repeats, see https://doi.org/{archive.doi}") from error
+
+
+class _Resume:
+    """Downloader for `pooch.retrieve` that goes on from a ``.part`` file (RFC 9110: Range and If-Range)."""
+
+    def __init__(self, part: Path, size: int, progress: bool) -> None:
+        self.part, self.size, self.progress = part, size, progress
+        self.etag = Path(f"{part}.etag")
+        self.fresh = False  # no byte is from an earlier run: if the md5 is wrong, starting again will not help
+
+    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
+        self.fresh = self._have() == 0
+        _need(self.part.parent, 2 * self.size - self._have(), "the archive with its unpacked files")
+        _persist(partial(self._transfer, url), url)
+        os.replace(self.part, output_file)
+        self.etag.unlink(missing_ok=True)
+
+    def _have(self) -> int:
+        have = self.part.stat().st_size if self.part.exists() else 0
+        return have if have <= self.size else 0  # longer than the file: not a part of it
+
+    def _transfer(self, url: str) -> None:
+        have = self._have()
+        if have == self.size:
+            return
+        ask = {"Range": f"bytes={have}-"} if have else {}
+        tag = self.etag.read_text(encoding="latin-1") if have and self.etag.exists() else ""
+        if tag:
+            ask["If-Range"] = tag
+        with requests.get(url, headers=HEADERS | ask, stream=True, timeout=TIMEOUT) as response:
+            span = re.match(rf"bytes {have}-\d+/(\d+)$", response.headers.get("Content-Range", ""))
+            resumed = response.status_code == 206
+            if response.status_code == 416 or (resumed and span is None):
+                self.part.unlink(missing_ok=True)
+                raise requests.ConnectionError("the server did not go on where the transfer broke")
+            response.raise_for_status()
+            announced = span[1] if resumed else response.headers.get("Content-Length", self.size)
+            self._save(response, have if resumed else 0, int(announced))
+        if self._have() < self.size:
+            raise requests.ConnectionError(f"the transfer ended after {self._have():,} of {self.size:,} bytes")
+
+    def _save(self, response: requests.Response, start: int, announced: int) -> None:
+        chunks = response.iter_content(CHUNK)
+        chunk = next(chunks, b"")
+        if "text/html" in response.headers.get("Content-Type", "") or (not start and chunk.lstrip()[:1] == b"<"):
+            raise InputError(
+                f"{response.url}: the server sent a web page, not an archive. Open it in a browser, try later"
+            )
+        if announced != self.size:
+            raise InputError(f"{response.url}: expected {self.size:,} bytes, the server has {announced:,}. Try later")
+        tag = response.headers.get("ETag", "")
+        if not start:  # a weak tag (W/) may not be used with Range
+            self.etag.write_text(tag if tag.startswith('"') else "", encoding="latin-1")
+        bar = tqdm(total=self.size, initial=start, unit="B", unit_scale=True, disable=None if self.progress else True)
+        with open(self.part, "ab" if start else "wb") as out, bar:
+            while chunk:
+                out.write(chunk)
+                bar.update(len(chunk))
+                if out.tell() > self.size:
+                    raise InputError(f"{response.url}: more than the {self.size:,} bytes expected came. Try later")
+                chunk = next(chunks, b"")
+
+
+def extract(
+    archive_path: str | Path,
+    destination: str | Path,
+    *,
+    max_bytes: int,
+    max_members: int,
+    top: str = "",
+    verify: Callable[[Path], None] | None = None,
+    progress: bool = False,
+) -> Path:
+    """Unpack a zip or tar file into the new folder ``destination``: all of it, or nothing.
+
+    Only regular files are written, each to a new file in a fresh folder. Refused: links, devices, absolute or climbing
+    names, duplicates, names that differ in case only, more than ``max_members`` entries, more than ``max_bytes`` or
+    `MAX_RATIO` times the archive's bytes (counted while writing). The folder ``top`` is stripped, macOS by-products are
+    left out. When ``verify(temporary folder)`` raises, nothing is put in place. Raises `InputError`, also when the file
+    is damaged, the disk too full, or ``destination`` not empty.
+    """
+    archive_path, destination = Path(archive_path), Path(destination).resolve()
+    if _occupied(destination):
+        raise InputError(f"{destination} is in the way and was left alone. Move it, run again")
+    temporary = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    temporary.mkdir(parents=True)
+    try:
+        budget = min(max_bytes, MAX_RATIO * archive_path.stat().st_size)
+        _unpack(archive_path, temporary, budget, max_members, top, progress)
+        if verify is not None:
+            verify(temporary)
+        if destination.exists():
+            destination.rmdir()  # empty; Windows cannot rename over a folder
+        temporary.rename(destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return destination
+
+
+def _unpack(path: Path, folder: Path, budget: int, max_members: int, top: str, progress: bool) -> None:
+    """Check the whole list before the first byte is written, then count the bytes that really come out."""
+    try:
+        with zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path) as archive:
+            plan = _plan(archive, budget, max_members, top)
+            _need(folder, sum(size for size, _ in plan.values()), path.name)
+            for name, (_, opener) in tqdm(plan.items(), unit=" files", disable=None if progress else True):
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with opener() as source, open(target, "xb") as out:
+                    while chunk := source.read(CHUNK):
+                        budget -= len(chunk)
+                        if budget < 0:
+                            raise _Refused("more bytes come out than it may hold")
+                        out.write(chunk)
+    except (*DAMAGED, _Refused) as error:
+        raise InputError(f"{path} was not unpacked: {error}. Delete it and fetch it again") from error
+
+
+def _plan(
+    archive: zipfile.ZipFile | tarfile.TarFile, budget: int, max_members: int, top: str
+) -> dict[str, tuple[int, Callable]]:
+    """Return {relative name: (bytes, opener)} of the files to write, or refuse the archive."""
+    seen: dict[str, tuple[str, bool]] = {}
+    plan: dict[str, tuple[int, Callable]] = {}
+    for count, (name, size, is_file, opener) in enumerate(_entries(archive), start=1):
+        budget -= size
+        if size < 0 or budget < 0 or count > max_members:
+            raise _Refused(f"more entries ({max_members:,}) or bytes than it may hold")
+        parts = _parts(name, top)
+        if any(part in ("__MACOSX", ".DS_Store") or part.startswith("._") for part in parts):
+            continue
+        for depth in range(1, len(parts) + 1):
+            entry = ("/".join(parts[:depth]), is_file and depth == len(parts))
+            key = unicodedata.normalize("NFC", entry[0]).casefold()
+            if (entry[1] and key in seen) or seen.setdefault(key, entry) != entry:
+                raise _Refused(f"{name!r} is there twice, or differs from another name in case only")
+        if is_file and parts:
+            plan["/".join(parts)] = (size, opener)
+    return plan
+
+
+def _entries(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int, bool, Callable]]:
+    """Yield name, bytes, is a file, opener of each entry; refuse what is neither a regular file nor a folder."""
+    is_zip = isinstance(archive, zipfile.ZipFile)
+    for info in archive.infolist() if is_zip else archive:
+        if is_zip:  # orig_filename: `filename` is cut at a NUL byte
+            regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            entry = info.orig_filename, info.file_size, not info.is_dir(), partial(archive.open, info)
+        else:
+            regular = (info.isreg() and not info.issparse()) or info.isdir()
+            entry = info.name, info.size, info.isreg(), partial(archive.extractfile, info)
+        if not regular:
+            raise _Refused(f"{entry[0]!r} is a link or a device")
+        yield entry
+
+
+def _parts(name: str, top: str) -> tuple[str, ...]:
+    """Return the folders and file of a safe relative name, without ``top``."""
+    parts = PurePosixPath(name).parts
+    unsafe = name.startswith("/") or "\\" in name or ":" in name or not name.isprintable()  # colon: drive or stream
+    if unsafe or any(part != part.rstrip(". ") for part in parts):  # "..", and names that Windows changes
+        raise _Refused(f"the name {name!r} is not safe")
+    return parts[1:] if top and parts[:1] == (top,) else parts
