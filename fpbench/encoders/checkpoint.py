@@ -6,6 +6,7 @@ and where a file also holds objects of some framework, a reader that knows tenso
 for everything else.
 """
 
+import _compat_pickle
 import hashlib
 import pickle
 import re
@@ -131,6 +132,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         """Return a class by its name, or a stub."""
+        # protocol 2 writes Python 2's names: commands.getoutput, __builtin__.eval
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         top = module.split(".")[0]
         if (top in sys.stdlib_module_names and top not in HARMLESS) or (top == "builtins" and name in COMMANDS):
             raise pickle.UnpicklingError(
