@@ -13,11 +13,11 @@ from pathlib import Path
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 LIMIT = 2.2
 WRITE = """
-import sys, torch
+import sys, numpy, torch
 sys.path.insert(0, sys.argv[1])
 import fill
 tensors = fill.tensors(sys.argv[1] + "/fetalclip/checkpoint_keys.json")
-torch.save({name: torch.from_numpy(array.reshape(array.shape)) for name, array in tensors.items()}, sys.argv[2])
+torch.save({name: torch.from_numpy(numpy.asarray(array)) for name, array in tensors.items()}, sys.argv[2])
 """
 LOAD = """
 import json, sys, time

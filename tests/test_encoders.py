@@ -82,6 +82,17 @@ def test_one_tensor_missing_renamed_transposed_or_added_is_named(name, authors, 
         assert culprit in str(caught.value)
 
 
+def test_another_clip_model_is_not_taken_for_fetalclip(authors, tmp_path):
+    for length, fits in ((117, True), (77, False)):
+        content = {**authors["fetalclip"], "positional_embedding": torch.zeros(length, 768)}
+        path = write(content, tmp_path / "w.pth")
+        if fits:
+            load_encoder("fetalclip-mini", path)
+        else:
+            with pytest.raises(InputError, match=r"positional_embedding \(77, 768\) where this model's file has \(117"):
+                load_encoder("fetalclip-mini", path)
+
+
 def test_the_printed_ignore_overrules_and_is_recorded(authors, tmp_path):
     content = {**authors["usfm"], "head.weight": torch.zeros(6, 48)}
     del content["blocks.1.attn.q_bias"]

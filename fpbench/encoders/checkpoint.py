@@ -14,7 +14,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,9 @@ class Layout:
     prefix: str = ""  # names without it belong to other parts of the file
     left_out: tuple[str, ...] = ()  # patterns of names in the file that this module does not use
     zero: tuple[str, ...] = ()  # the same, provided that every value is 0
+    shapes: dict = field(
+        default_factory=dict
+    )  # of tensors that are left out, where they tell this model from a sibling
     fresh: tuple[str, ...] = ()  # patterns of names in the module that no file holds
     adapt: Callable[[str, "torch.Tensor", "torch.Size"], "torch.Tensor"] = lambda name, tensor, shape: tensor
 
@@ -216,7 +219,11 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
     """Return the tensors under the module's names, and what is wrong with their shapes."""
     import torch
 
-    filled, wrong, used = {}, [], set()
+    filled, used = {}, set()
+    told = {name: tuple(tensors[name].shape) for name in layout.shapes if name in tensors}
+    wrong = [
+        f"{k} {v} where this model's file has {layout.shapes[k]}" for k, v in told.items() if v != layout.shapes[k]
+    ]
     for name, parts in found.items():
         shape, dtype = wanted[name]
         tensor = tensors[parts[0]] if len(parts) == 1 else torch.cat([tensors[part] for part in parts])

@@ -47,7 +47,8 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
         "transformer.resblocks.*",
     )
     unused = () if pooling == "projected" else ("visual.proj",)
-    return Tower(trunk, pools[pooling]()), (Layout(names, left_out=(*text, *unused), adapt=_clip),)
+    context = {"positional_embedding": (117, 768)}  # any other CLIP ViT-L/14 has (77, 768) and else the same names
+    return Tower(trunk, pools[pooling]()), (Layout(names, left_out=(*text, *unused), shapes=context, adapt=_clip),)
 
 
 def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
