@@ -16,7 +16,10 @@ Root = Annotated[Path | None, typer.Option(help="The folder of the cohort; defau
 
 
 @app.command()
-def fetch(cohort: str, root: Root = None) -> None:
+def fetch(
+    cohort: str,
+    root: Annotated[Path | None, typer.Option(help="Where archive and folder go; default: the data folder.")] = None,
+) -> None:
     """Download a public cohort from Zenodo, check it and unpack it."""
     from fpbench.cohorts import fetch_cohort, load_cohort
 

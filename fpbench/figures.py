@@ -101,7 +101,9 @@ def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -
 
 def geometries(cohorts: tuple[Cohort, ...], shown: tuple[Geometry, ...], plane: str = "abdomen") -> Figure:
     """Draw one picture of every cohort as it is and after each geometry: what an encoder sees."""
-    figure, axes = plt.subplots(len(cohorts), 1 + len(shown), figsize=(2.3 * (1 + len(shown)), 2.3 * len(cohorts)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(cohorts), 1 + len(shown), figsize=(2.3 * (1 + len(shown)), 2.3 * len(cohorts)), squeeze=False
+    )
     for row, cohort in zip(axes, cohorts, strict=True):
         ids = cohort.frame["image_id"][cohort.frame["plane"] == plane]
         picture = cohort.image((ids if len(ids) else cohort.frame["image_id"]).iloc[0])

@@ -37,8 +37,8 @@ class Bench:
 
     @property
     def labels(self) -> np.ndarray:
-        """Return the class index of every image of the home cohort, -1 where it takes no part."""
-        return np.array(self.study.the_task.codes(self.home.frame[self.study.the_task.label]))
+        """Return the class index of every image of the home cohort; 0 where it has none (no fold holds such a row)."""
+        return np.maximum(self.study.the_task.codes(self.home.frame[self.study.the_task.label]), 0)
 
     @property
     def classes(self) -> int:
@@ -146,19 +146,20 @@ def _knn(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
         X, y = bench.features[fold.train], bench.labels[fold.train]
         return lambda features: probing.knn_scores(X, y, features, bench.classes)
 
-    return [(scores(fold), {"name": "k", "strength": probing.NEIGHBOURS}) for fold in folds]
+    return [(scores(fold), {"name": "k", "strength": 20, "temperature": 0.07}) for fold in folds]
 
 
 def _sgd(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
-    heads = probing.fit_sgd(
-        bench.features,
-        bench.labels,
-        [fold.train for fold in folds],
-        [fold.validation for fold in folds],
-        bench.classes,
-        seeds=[bench.study.seed * 1000 + fold.number for fold in folds],
-    )
-    return [(head.logits, {"name": "epoch", "strength": head.epoch, "loss": head.loss}) for head in heads]
+    train, validation = [fold.train for fold in folds], [fold.validation for fold in folds]
+    seeds, device = [bench.study.seed], bench.about["device"]
+    heads = probing.fit_sgd(bench.features, bench.labels, train, validation, bench.classes, seeds, device=device)
+    return [
+        (
+            lambda X, head=head: head.logits(X, 0),
+            {"name": "epoch", "strength": int(head.epoch[0]), "loss": float(head.loss[0])},
+        )
+        for head in heads
+    ]
 
 
 PROBES = {"logistic": _logistic, "ridge": _ridge, "knn": _knn, "sgd": _sgd}

@@ -108,6 +108,9 @@ def table1(scores: pd.DataFrame, metric: str = metrics.HEADLINE, duplicates: str
     heading = [view_title(*row) for row in summary[["population", "classes", "rule"]].itertuples(index=False)]
     summary = summary.assign(text=text, view=pd.Categorical(heading, list(dict.fromkeys(heading))))
     table = summary.pivot(index=list(MODEL), columns="view", values="text")
+    table = table.sort_index(
+        key=lambda level: [list(PROTOCOLS).index(name) for name in level] if level.name == "protocol" else level
+    )
     table.columns = [str(name) for name in table.columns]
     table = table.rename(index=PROTOCOLS, level="protocol")
     public = published().pivot(index=list(MODEL), columns="population", values="value")

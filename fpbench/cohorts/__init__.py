@@ -167,14 +167,13 @@ def distinct(frame: pd.DataFrame, label: str) -> np.ndarray:
 
 
 def fetch_cohort(name: str, root: str | Path | None = None) -> Path:
-    """Download a cohort from its archive, check md5 and published counts, and return its folder."""
+    """Download a cohort into ``<root>/<name>`` (default root: the data folder), check MD5 and published counts, return the folder."""
     source = SOURCES.get(name)
     if source is None or source.archive is None:
         public = ", ".join(known for known, one in SOURCES.items() if one.archive)
         raise InputError(f"no archive is known for {name!r}: expected one of {public}")
-    target = Path(root) if root else paths.data() / name
 
     def verify(folder: Path) -> None:
         list_images(name, folder, "error")
 
-    return fetch(source.archive, target, verify=verify)
+    return fetch(source.archive, Path(root) if root else paths.data(), verify=verify)

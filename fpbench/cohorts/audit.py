@@ -110,7 +110,9 @@ def exact_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     """Return pixel-identical neighbours: a picture and the next one like it, in the order of ``frame``."""
     order = np.argsort(frame["pixels"].to_numpy(str), kind="stable")
     same = frame["pixels"].to_numpy()[order[1:]] == frame["pixels"].to_numpy()[order[:-1]]
-    return _pair_table(frame, order[:-1][same], order[1:][same])
+    left, right = order[:-1][same], order[1:][same]
+    first = np.argsort(left)
+    return _pair_table(frame, left[first], right[first])
 
 
 def near_pairs(frame: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,8 @@ def read_table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataF
         raise InputError(
             f"{path}: not a table separated by {separator!r} ({error}): is it the file of the archive?"
         ) from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for an index
+        raise InputError(f"{path}: not a table separated by {separator!r}: its rows have more cells than its header")
     found = tuple(str(name).strip() for name in frame.columns)
     if found != columns:
         raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {', '.join(found)}")

@@ -96,7 +96,6 @@ def _describe(content) -> str:
 
 def _content(path: Path):
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -109,7 +108,7 @@ def _content(path: Path):
             if not zipped or any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
                 raise  # the reader below is for plain files alone: TorchScript is a program
             return torch.load(path, "cpu", pickle_module=_restricted(), weights_only=False, mmap=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(
             f"{path}: {_diagnose(path)} ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from None
@@ -156,16 +155,16 @@ def _diagnose(path: Path) -> str:
     with open(path, "rb") as handle:
         head = handle.read(512).lstrip().lower()
     if not head:
-        return "the file is empty: fetch it again"
+        return "the file is empty: is the download complete?"
     if head.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer, not the file: fetch it with 'git lfs pull'"
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "this is a web page, not the file: the download asked for a confirmation or a login; fetch it by hand"
     if head.startswith(b"pk") and not zipfile.is_zipfile(path):
-        return "the file is truncated (a torch file without its end): fetch it again"
+        return "the file is truncated (a torch file without its end): is the download complete?"
     if path.suffix == ".safetensors":
-        return "not a whole safetensors file: is it truncated, or of another kind? Fetch it again"
-    return "refused, nothing of it was executed: not a plain weights file, or a damaged one"
+        return "not a whole safetensors file: is it truncated, is the download complete?"
+    return "refused and not unpickled, nothing of it was executed: not a plain weights file, or a damaged one"
 
 
 def fill(

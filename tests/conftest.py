@@ -1,0 +1,181 @@
+"""Fixtures: results go to temporary folders, tiny archives in the true layout, the real sample where it is."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from fpbench import cohorts, paths
+
+PLANES = ("Other", "Fetal abdomen", "Fetal brain", "Maternal cervix", "Fetal femur", "Fetal thorax")  # by plane number
+CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "Uganda": "UGA"}
+AFRICAN = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
+
+
+@pytest.fixture(autouse=True)
+def _own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("FPBENCH_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("FPBENCH_CACHE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real sample; a clone without it skips, a machine that promises it (FPBENCH_REQUIRE_SHARED) fails."""
+    folder = paths.shared()
+    if (folder / "data" / "africa").is_dir():
+        return folder
+    reason = f"needs the real sample: set FPBENCH_SHARED ({folder} has no data/africa)"
+    if os.environ.get("FPBENCH_REQUIRE_SHARED"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory) -> Path:
+    """A cache that lives as long as the test session: the sample is embedded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def picture(rng: np.random.Generator, kind: int, width: int = 60, height: int = 44) -> np.ndarray:
+    """A noisy picture whose bright spot says its class, not always clearly."""
+    y, x = np.mgrid[:height, :width]
+    angle = 2 * np.pi * kind / 6 + rng.normal(0, 0.35)
+    spot = np.exp(
+        -((x - width * (0.5 + 0.3 * np.cos(angle))) ** 2 + (y - height * (0.5 + 0.3 * np.sin(angle))) ** 2) / 60
+    )
+    return np.clip(60 * rng.random((height, width)) + 170 * spot, 0, 255).astype(np.uint8)
+
+
+def write_spain(root: Path, patients: int = 48, images: int = 3, seed: int = 0) -> Path:
+    """A small archive in the layout of FETAL_PLANES_DB: every patient has one plane, the first half trains."""
+    rng = np.random.default_rng(seed)
+    (root / "Images").mkdir(parents=True)
+    lines = ["Image_name;Patient_num;Plane;Brain_plane;Operator;US_Machine;Train "]
+    for patient in range(1, patients + 1):
+        kind = patient % 6
+        brain = ("Trans-thalamic", "Trans-ventricular", "Trans-cerebellum", "Other")[patient // 6 % 4]
+        for image in range(1, images + 1):
+            name = f"Patient{patient:05d}_Plane{kind + 1}_{image}_of_{images}"
+            Image.fromarray(picture(rng, kind)).save(root / "Images" / f"{name}.png")
+            cells = [
+                name,
+                patient,
+                PLANES[kind],
+                brain if kind == 2 else "Not A Brain",
+                "Op. 1",
+                "Aloka",
+                int(patient <= patients // 2),
+            ]
+            lines.append(";".join(map(str, cells)) + " ")
+    (root / "FETAL_PLANES_DB_data.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def write_africa(root: Path, patients: int = 3, seed: int = 1) -> Path:
+    """A small archive in the layout of the African cohort: patient 2 of Algeria is a copy of patient 1; Egypt is RGB."""
+    rng = np.random.default_rng(seed)
+    lines = ["Patient_num,Plane,Train,Center,Filename"]
+    for centre, code in CENTRES.items():
+        (root / centre).mkdir(parents=True)
+        for patient in range(1, patients + 1):
+            for number, plane in enumerate(AFRICAN):
+                if plane == "Fetal thorax" and centre in ("Ghana", "Uganda"):
+                    continue
+                name = f"patient{patient:03d}_{code}_plane{number}"
+                array = picture(rng, PLANES.index(plane), 50, 40)
+                if centre == "Egypt":
+                    array = np.stack([array] * 3, axis=-1)
+                Image.fromarray(array).save(root / centre / f"{name}.png")
+                lines.append(f"{patient},{plane},{patient % 2},{centre},{name}")
+    for number in range(4):
+        first, copy = (root / "Algeria" / f"patient{patient:03d}_DZA_plane{number}.png" for patient in (1, 2))
+        copy.write_bytes(first.read_bytes())
+    (root / "African_planes_database.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Small archives in the true layout, registered with their own counts: returns {"spain": folder, "africa": folder}."""
+    counts = {"spain": {"total": {"images": 144, "patients": 48}}, "africa": {"total": {"images": 54, "patients": 15}}}
+    for name, count in counts.items():
+        monkeypatch.setitem(cohorts.SOURCES, name, replace(cohorts.SOURCES[name], counts=count))
+    return {"spain": write_spain(tmp_path / "spain"), "africa": write_africa(tmp_path / "africa")}
+
+
+SMALL_STUDY = """
+name: small
+title: A small study
+label: made by a test
+split: {split}
+folds: 4
+threads: 1
+probes: [logistic, ridge, knn, sgd]
+cohorts:
+  - {{name: spain, root: "{spain}"}}
+  - {{name: africa, root: "{africa}"}}
+encoders:
+  - name: tiny
+    model: timm:mobilenetv3_small_050
+    weights: random
+    geometry: {{kind: squash, size: 32}}
+    batch_size: 8
+"""
+
+
+@pytest.fixture
+def small_study(small, tmp_path):
+    """A study file over the small archives."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL_STUDY.format(split="crossval", **small))
+    return path
+
+
+PIPELINE = """
+import sys
+from dataclasses import replace
+from fpbench import cohorts, load_study, make_splits, protocols
+for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
+    counts = {"total": {"images": images, "patients": patients}}
+    cohorts.SOURCES[name] = replace(cohorts.SOURCES[name], counts=counts)
+study = load_study(sys.argv[1]).begin()
+home, external = study.load_cohorts()
+splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+bench = protocols.open_bench(study, "tiny", home, external, splits)
+for probe in study.probes:
+    protocols.run_probe(bench, probe)
+print("done")
+"""
+
+
+def start_pipeline(study: Path, results: Path) -> subprocess.Popen:
+    """Run every step from decoding to predictions in a process of its own."""
+    env = {**os.environ, "FPBENCH_RESULTS": str(results)}
+    return subprocess.Popen(
+        [sys.executable, "-c", PIPELINE, str(study)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill_when(process: subprocess.Popen, pattern: str, root: Path, timeout: float = 120) -> bool:
+    """Kill -9 as soon as a file that matches appears below root; False if the process ended before."""
+    stop = time.monotonic() + timeout
+    while time.monotonic() < stop:
+        if next(root.rglob(pattern), None):
+            process.kill()
+            process.communicate()
+            return True
+        if process.poll() is not None:
+            process.communicate()
+            return False
+        time.sleep(0.001)
+    process.kill()
+    raise AssertionError(f"{pattern} did not appear in {timeout} s")

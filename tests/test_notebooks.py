@@ -1,0 +1,176 @@
+"""The notebooks as a product: their form, and the whole grid on the real sample through the command line."""
+
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from fpbench import notebooks, paths
+from fpbench.errors import InputError, MissingError
+
+SOURCES = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_the_form_of_a_notebook(path):
+    notebook = nbformat.read(path, 4)
+    cells = notebook.cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code[:1], "exactly one cell tagged parameters, and it is the first"
+    assert all("#" in line for line in tagged[0].source.splitlines()), "every parameter has a comment"
+    opening = cells[0].source
+    assert opening.startswith("# " + path.stem[:2])
+    assert all(f"*{word}:*" in opening for word in ("Reproduces", "Reads", "Writes", "Takes"))
+    assert "**Written:**" in cells[-1].source
+    assert "**Next:**" in cells[-1].source
+    assert any(cell.source.startswith("## What we found") or "\n## What we found" in cell.source for cell in cells)
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 12
+        assert not re.search(r"^\s*(def |class |!|%|from .* import \*)", cell.source, re.M)
+        assert not re.search(r"[\"']/(home|work|tmp|Users|data)/", cell.source)
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    lines = sum(len(cell.source.splitlines()) for cell in code)
+    assert words >= 4 * lines, f"{words} words of prose for {lines} lines of code"
+
+
+def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path):
+    with pytest.raises(InputError, match=r"unknown parameters stduy: expected some of study"):
+        notebooks.execute(SOURCES[0], tmp_path / "out.ipynb", {"stduy": "sample"})
+    assert not (tmp_path / "out.ipynb").exists()
+    with pytest.raises(MissingError, match="expected a notebook"):
+        notebooks.execute(tmp_path / "none.ipynb", tmp_path / "out.ipynb", {})
+
+
+def fpbench(*arguments, **environment):
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "fpbench.cli", *arguments], env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_line_prints_errors_without_a_traceback(tmp_path):
+    done = fpbench("run", "nothing")
+    assert done.returncode == 1
+    assert "expected a study file" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = fpbench("run", "paper", FPBENCH_DATA=str(tmp_path))
+    assert done.returncode == 1
+    assert "fpbench fetch spain" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = fpbench("audit", "africa", "--root", str(tmp_path))
+    assert done.returncode == 1
+    assert "African_planes_database.csv" in done.stderr
+
+
+def test_the_audit_command_prints_the_known_numbers(shared, tmp_path):
+    done = fpbench("audit", "africa", "--root", str(shared / "data" / "africa"), FPBENCH_RESULTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "450  files",
+        "403  distinct",
+        "47  pairs",
+        "22  pairs across the split",
+        "127  patient ids",
+        "112  groups",
+    ):
+        assert line in done.stdout
+
+
+@pytest.fixture(scope="module")
+def sample_run(shared, tmp_path_factory, session_cache):
+    """The whole sample study, run once as a user would."""
+    environment = {
+        "FPBENCH_RESULTS": str(tmp_path_factory.mktemp("results of a run")),
+        "FPBENCH_CACHE": str(session_cache),
+    }
+    done = fpbench("run", "sample", "--jobs", "2", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return environment, done
+
+
+def test_the_sample_study_gives_table_1_on_real_images(sample_run):
+    environment, done = sample_run
+    folder = paths.Path(environment["FPBENCH_RESULTS"]) / "sample"
+    table = pd.read_csv(folder / "tables" / "table1.csv").set_index(["encoder", "protocol"])
+    assert "snakemake" in done.stdout
+    assert "Africa, 4 classes, shared" in done.stdout
+    real = table.loc["mobilenetv2", "linear probing"]
+    random = table.loc["mobilenetv2-random", "linear probing"]
+    for view in ("Spain, 6 classes, open", "Africa, 4 classes, open", "Africa, 4 classes, shared"):
+        assert float(real[view][:5]) > float(random[view][:5])
+    assert float(real["Africa, 4 classes, shared"][:5]) == pytest.approx(0.544, abs=0.02)
+    assert float(real["Africa, 4 classes, open"][:5]) == pytest.approx(0.455, abs=0.02)
+    assert set(table["Spain, paper"]) == {"not public"}
+    duplicates = pd.read_csv(folder / "tables" / "duplicates.csv")
+    assert set(duplicates["images left out"]) == {47}
+    assert "not evidence" in (folder / "tables" / "table1.md").read_text()
+    executed = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
+    assert executed == [
+        "01_cohorts", "02_splits", "03_encoders", "04_linear_probing.mobilenetv2", "04_linear_probing.mobilenetv2-random", "06_benchmark",
+    ]  # fmt: skip
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+        assert not [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"], path.name
+    for name in (
+        "06_scores",
+        "06_per_class",
+        "06_confusion_mobilenetv2",
+        "06_map_mobilenetv2",
+        "01_gallery_spain",
+        "03_geometry",
+    ):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert (folder / "figures" / f"{name}.pdf").is_file()
+
+
+def test_a_second_run_does_nothing_and_says_so(sample_run):
+    environment, _ = sample_run
+    done = fpbench("run", "sample", **environment)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_a_dry_run_after_a_change_lists_what_depends_on_it(sample_run, tmp_path):
+    environment, _ = sample_run
+    text = (paths.REPOSITORY / "studies" / "sample.yaml").read_text()
+    study = tmp_path / "sample.yaml"
+    study.write_text(text.replace("    weights: random", "    weights: random\n    seed: 7"))
+    done = fpbench("run", str(study), "--dry-run", **environment)
+    listed = done.stdout + done.stderr
+    assert re.search(r"linear_probing\s+1\b", listed), listed
+    assert re.search(r"benchmark\s+1\b", listed)
+    assert not re.search(r"\bsplits\s+1\b", listed)
+
+
+def test_shuffled_labels_give_chance_level_scores_on_real_embeddings(shared, sample_run, monkeypatch):
+    from fpbench import load_study, metrics, probing
+    from fpbench.embeddings import embed_cohort
+    from fpbench.splits import make_splits
+
+    monkeypatch.setenv("FPBENCH_CACHE", sample_run[0]["FPBENCH_CACHE"])
+    study = load_study("sample").begin()
+    home, _ = study.load_cohorts()
+    X = embed_cohort(study.load_encoder("mobilenetv2"), home)
+    splits, rng = make_splits(home, study.the_task, "crossval"), np.random.default_rng(0)
+    y = rng.permutation(study.the_task.codes(home.frame["plane"]))
+    folds = [splits.fold(n) for n in range(5)]
+    heads = probing.fit_paths(X, y, [fold.train for fold in folds], 6)
+    found = []
+    for fold, path in zip(folds, heads, strict=True):
+        choice = probing.choose(path, X[fold.validation], y[fold.validation])
+        found.append(metrics.scores(y[fold.test], path.logits(X[fold.test], choice.index), range(6))["macro F1"])
+    assert np.mean(found) < 0.25
+
+
+def test_brain_sub_planes_are_a_second_study_file_and_no_other_code(shared, session_cache, tmp_path):
+    done = fpbench("run", "sample-brain", FPBENCH_RESULTS=str(tmp_path), FPBENCH_CACHE=str(session_cache))
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "sample-brain" / "tables" / "table1.csv")
+    assert "Spain, 3 classes, open" in table.columns
+    assert "3 patients in the rarest class" in (tmp_path / "sample-brain" / "tables" / "table1.md").read_text()

@@ -1,0 +1,116 @@
+"""The repository holds together: dependencies agree, imports are light, arrows run one way, nothing foreign is named."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from fpbench import paths
+
+ROOT = paths.REPOSITORY
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ORDER = (
+    "errors", "paths", "tasks", "artifacts", "images", "cohorts", "splits", "encoders", "embeddings", "probing", "study", "predictions",
+    "protocols", "metrics", "tables", "figures", "notebooks", "cli",
+)  # fmt: skip
+ANALYSIS = ("metrics", "tables", "predictions", "splits", "tasks", "artifacts", "study", "probing")
+
+
+def tracked():
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False)
+    names = done.stdout.split("\n") if done.returncode == 0 else []
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_environment_pyproject_and_lock_agree():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    assert pip == ["--requirement requirements.lock", "--editable ."]
+    (python,) = [
+        item.split("=")[1]
+        for item in environment["dependencies"]
+        if isinstance(item, str) and item.startswith("python=")
+    ]
+    assert f"{python}.0" in SpecifierSet(PROJECT["project"]["requires-python"])
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    locked = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        pin = Requirement(line)
+        assert re.fullmatch(r"==[\w.+]+", str(pin.specifier)), f"not a plain pin: {line}"
+        locked.setdefault(pin.name.replace("_", "-").lower(), []).append(str(pin.specifier)[2:])
+    for text in PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"]:
+        wanted = Requirement(text)
+        versions = locked[wanted.name.replace("_", "-").lower()]
+        assert all(version in wanted.specifier for version in versions), text
+    assert not any(
+        "sys_platform == 'win32'" in line and "darwin" not in line
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+    )
+
+
+def test_import_is_light():
+    code = "import sys, time; t = time.perf_counter(); import fpbench; print(time.perf_counter() - t); print('torch' in sys.modules, 'pandas' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        assert done[1:] == ["False", "False"]
+        seconds.append(float(done[0]))
+    assert min(seconds) < 0.3
+
+
+def test_analysis_modules_import_no_torch():
+    code = (
+        "import sys; "
+        + "; ".join(f"import fpbench.{name}" for name in ANALYSIS)
+        + "; print('torch' in sys.modules, 'timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_arrows_run_from_later_rooms_to_earlier_ones():
+    for path in (ROOT / "fpbench").rglob("*.py"):
+        room = path.relative_to(ROOT / "fpbench").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if isinstance(node, ast.ImportFrom) and node.module
+                else []
+            )
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "fpbench" and len(parts) > 1 and parts[1] in ORDER and parts[1] != room:
+                    assert ORDER.index(parts[1]) < ORDER.index(room), f"{path.name} imports {name}"
+
+
+def test_the_library_is_thin():
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "fpbench").rglob("*.py"))
+    assert lines < 5000
+
+
+def test_nothing_foreign_is_named():
+    pattern = re.compile(
+        "|".join([r"py" + r"pi\.org", r"python" + r"hosted", r"/wo" + r"rk/", r"/home/\w+/", r"bash_" + r"jobs"])
+    )
+    for path in tracked():
+        if path.suffix in (".png", ".pdf", ".npz"):
+            continue
+        found = pattern.search(path.read_text(errors="ignore"))
+        assert not found, f"{path.relative_to(ROOT)} names {found[0]}"
+
+
+def test_citation_names_the_paper_and_invents_nothing():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["authors"] == [{"name": "The fpbench contributors"}]
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2605.27796"
+    assert "doi" not in citation
+    assert "orcid" not in (ROOT / "CITATION.cff").read_text().lower()
+    assert citation["version"] == PROJECT["project"]["version"]

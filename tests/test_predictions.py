@@ -1,0 +1,131 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from fpbench import load_cohort, predictions, tables
+from fpbench.errors import InputError, MissingError
+from fpbench.tasks import TASKS
+
+TASK = TASKS["planes"]
+ABOUT = {"key": "k", "study": {}, "encoder": {}, "chosen": {}, "provenance": {}}
+
+
+@pytest.fixture
+def frame(small):
+    """Predictions of one model: validation rows at home, test rows at home and abroad."""
+    home, africa = load_cohort("spain", small["spain"]), load_cohort("africa", small["africa"])
+    rng, tables_ = np.random.default_rng(0), []
+    run = {"fold": 0, "encoder": "e", "protocol": "logistic", "n_patients": 20, "seed": 0}
+    patients = home.frame["patient"].to_numpy()
+    for cohort, rows, split in (
+        (home, np.flatnonzero(patients < "spain/00013"), "val"),
+        (home, np.flatnonzero(patients > "spain/00036"), "test"),
+        (africa, np.arange(len(africa)), "test"),
+    ):
+        y = np.array(TASK.codes(cohort.frame["plane"].iloc[rows]))
+        tables_.append(
+            predictions.rows(cohort, TASK, rows, rng.normal(size=(len(rows), 6)) + 2 * np.eye(6)[y], split=split, **run)
+        )
+    return pd.concat(tables_, ignore_index=True)
+
+
+def test_write_read_round_trip_and_bytes(frame, tmp_path):
+    for name in ("a", "b"):
+        predictions.write(tmp_path / f"{name}.parquet", frame, TASK, ABOUT)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    again = predictions.read([tmp_path / "a.parquet"], TASK)
+    assert list(again.columns) == [*predictions.COLUMNS, *TASK.columns()]
+    assert len(again) == len(frame)
+    assert predictions.is_current(tmp_path / "a.parquet", "k")
+    assert not predictions.is_current(tmp_path / "a.parquet", "other")
+    assert not predictions.is_current(tmp_path / "none.parquet", "k")
+
+
+def test_the_copies_are_marked_so_that_analysis_needs_no_images(frame):
+    africa = frame[frame["population"] == "africa"]
+    assert (~africa["distinct"]).sum() == 4
+    assert africa.loc[~africa["distinct"], "patient"].unique().tolist() == ["africa/Algeria/002"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f.drop(columns="group"), "expected the columns"),
+        (lambda f: f.assign(logit_brain=np.nan), "finite"),
+        (lambda f: f.assign(split="train"), "split"),
+        (lambda f: f.assign(y_true=9), "y_true from 0 to 5"),
+        (lambda f: pd.concat([f, f.iloc[:1]]), "stand twice"),
+        (lambda f: f.assign(group="same"), "validation and test"),
+        (lambda f: f.iloc[:0], "expected rows"),
+    ],
+)
+def test_what_is_no_predictions_table_is_refused(frame, tmp_path, change, says):
+    with pytest.raises(InputError, match=says):
+        predictions.write(tmp_path / "a.parquet", change(frame), TASK, ABOUT)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_flipped_byte_a_missing_sidecar_and_no_files_are_errors(frame, tmp_path):
+    path = tmp_path / "a.parquet"
+    predictions.write(path, frame, TASK, ABOUT)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        predictions.read([path], TASK)
+    assert not predictions.is_current(path, "k")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(MissingError, match="sidecar"):
+        predictions.read([path], TASK)
+    with pytest.raises(MissingError, match="found none"):
+        predictions.read([], TASK)
+    with pytest.raises(InputError, match="must say key"):
+        predictions.write(path, frame, TASK, {})
+
+
+def test_views_and_scores(frame):
+    scores = tables.evaluate(frame, TASK)
+    headline = scores[scores["metric"] == "macro F1"].set_index(["population", "classes", "rule", "duplicates"])
+    assert headline.index.tolist() == [
+        (*view, duplicates)
+        for view in [
+            ("spain", 6, "open"),
+            ("spain", 4, "open"),
+            ("spain", 4, "shared"),
+            ("africa", 4, "open"),
+            ("africa", 4, "shared"),
+        ]
+        for duplicates in ("as published", "de-duplicated")
+    ]
+    images = headline["images"]
+    assert images["africa", 4, "open", "as published"] == 54
+    assert images["africa", 4, "open", "de-duplicated"] == 50
+    assert images["spain", 6, "open", "as published"] == 36
+    assert (
+        headline["value"].xs("shared", level="rule")
+        >= headline["value"].xs("open", level="rule").reindex(headline["value"].xs("shared", level="rule").index)
+    ).all()
+
+
+def test_a_country_without_a_class_is_scored_on_those_it_has(frame):
+    scores = tables.evaluate(frame, TASK, ("centre",))
+    classes = (
+        scores[(scores["population"] == "africa") & (scores["rule"] == "open")].groupby("centre")["classes"].first()
+    )
+    assert classes.to_dict() == {"Algeria": 4, "Egypt": 4, "Ghana": 3, "Malawi": 4, "Uganda": 3}
+
+
+def test_table1_names_what_is_not_public(frame):
+    table = tables.table1(tables.evaluate(frame.assign(encoder="fetalclip"), TASK))
+    assert table["Spain, paper"].tolist() == ["0.9261"]
+    assert table["Africa, paper"].tolist() == ["0.9731"] if table["protocol"].iloc[0] == "linear probing" else True
+    other = tables.table1(tables.evaluate(frame, TASK))
+    assert other["Spain, paper"].tolist() == ["not public"]
+    assert len(tables.published()) == 4
+
+
+def test_scores_of_validation_rows_never_enter(frame):
+    flipped = frame.copy()
+    rows = flipped["split"] == "val"
+    flipped.loc[rows, TASK.columns()] = -flipped.loc[rows, TASK.columns()]
+    pd.testing.assert_frame_equal(tables.evaluate(frame, TASK), tables.evaluate(flipped, TASK))

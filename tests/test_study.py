@@ -1,0 +1,114 @@
+import pytest
+import yaml
+
+from fpbench import load_study, paths
+from fpbench.errors import InputError, MissingError
+
+GOOD = {
+    "name": "x", "title": "X", "cohorts": [{"name": "spain"}], "encoders": [{"name": "a", "model": "timm:resnet18", "weights": "random"}],
+}  # fmt: skip
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return path
+
+
+def test_every_shipped_study_loads():
+    names = sorted(file.stem for file in (paths.REPOSITORY / "studies").glob("*.yaml"))
+    assert {"sample", "sample-brain", "paper"} <= set(names)
+    for name in names:
+        study = load_study(name)
+        assert study.name == name
+        assert study.the_task.train in ("spain",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fold": 5}, "unknown key 'fold': did you mean 'folds'"),
+        (
+            {"encoders": [{"name": "a", "model": "timm:x", "wieghts": "hub"}]},
+            r"encoders\[0\]: unknown key 'wieghts': did you mean 'weights'",
+        ),
+        ({"encoders": [{"name": "a"}]}, "missing model"),
+        ({"folds": "five"}, "folds: expected int, found 'five'"),
+        ({"folds": True}, "expected int"),
+        ({"cohorts": "spain"}, "expected a list"),
+        ({"cohorts": ["spain"]}, r"cohorts\[0\]: expected a table"),
+        ({"task": "eyes"}, "unknown task"),
+        ({"probes": ["magic"]}, "unknown probes"),
+        ({"name": "../evil"}, "file name"),
+        ({"encoders": [GOOD["encoders"][0]] * 2}, "different names"),
+        ({"threads": 0}, "threads >= 1"),
+    ],
+)
+def test_a_wrong_study_is_refused_by_key(tmp_path, changes, says):
+    with pytest.raises(InputError, match=says):
+        load_study(write(tmp_path, **changes))
+
+
+def test_yaml_tags_run_nothing(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    with pytest.raises(InputError, match="plain values"):
+        load_study(path)
+    assert not (tmp_path / "ran").exists()
+    path.write_text("- a\n- b\n")
+    with pytest.raises(InputError, match="expected a table"):
+        load_study(path)
+    with pytest.raises(MissingError, match="the studies are"):
+        load_study("nothing")
+
+
+def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, monkeypatch):
+    from fpbench import protocols
+
+    study = load_study(small_study)
+    keys = [study.key("tiny")]
+    text = small_study.read_text()
+    for old, new in (
+        ("threads: 1", "threads: 2"),
+        ("folds: 4", "folds: 3"),
+        ("size: 32", "size: 48"),
+        ("batch_size: 8", "batch_size: 4"),
+    ):
+        small_study.write_text(text.replace(old, new))
+        keys.append(load_study(small_study).key("tiny"))
+    label_file = small["spain"] / "FETAL_PLANES_DB_data.csv"
+    label_file.write_text(label_file.read_text().replace("Op. 1", "Op. 2", 1))
+    keys.append(study.key("tiny"))
+    (small["africa"] / "Ghana" / "patient001_GHA_plane0.png").unlink()
+    keys.append(study.key("tiny"))
+    monkeypatch.setattr(protocols, "VERSION", 99)
+    keys.append(study.key("tiny"))
+    assert len(set(keys)) == len(keys)
+    assert study.key("tiny") == keys[-1]
+
+
+def test_the_title_and_label_change_no_key(small_study):
+    before = load_study(small_study).key("tiny")
+    small_study.write_text(
+        small_study.read_text().replace("A small study", "Another title").replace("made by a test", "another label")
+    )
+    assert load_study(small_study).key("tiny") == before
+
+
+def test_paths_take_variables_and_defaults(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    assert paths.expand("${SOMEWHERE}/a b") == tmp_path / "a b"
+    assert paths.expand("${NOWHERE_SET:-data}/x") == paths.REPOSITORY / "data" / "x"
+    with pytest.raises(InputError, match="NOWHERE_SET, which is not set"):
+        paths.expand("${NOWHERE_SET}/x")
+
+
+def test_a_device_that_is_not_there_and_a_missing_weights_file(small_study, tmp_path):
+    small_study.write_text(small_study.read_text().replace("threads: 1", "threads: 1\ndevice: cuda"))
+    with pytest.raises(InputError, match="no GPU"):
+        load_study(small_study).load_encoder("tiny")
+    small_study.write_text(small_study.read_text().replace("weights: random", f"weights: {tmp_path}/none.safetensors"))
+    with pytest.raises(MissingError, match="weights file"):
+        load_study(small_study).key("tiny")
+    with pytest.raises(InputError, match="no encoder 'other'"):
+        load_study(small_study).key("other")
