@@ -310,7 +310,7 @@ def test_models_md_is_current():
 def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path):
     monkeypatch.setattr(catalogue, "CATALOGUE", dict(catalogue.CATALOGUE))
     code = re.search(r"```python\n(.*?)```", catalogue.models_md(), re.S)[1]
-    assert len(code.strip().splitlines()) <= 10
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
     names: dict = {}
     exec(code, names)
     encoder = names["encoder"]

@@ -295,8 +295,10 @@ import torch
 from fpbench.encoders import load_encoder, register_encoder
 from fpbench.images import Geometry
 
+
 def tiny():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
 
 register_encoder("tiny", tiny, Geometry("squash", 64, "bilinear"), dim=8, licence="mine")
 encoder = load_encoder("tiny", weights="random")  # or a file with the module's tensors
