@@ -19,11 +19,13 @@ from tqdm import tqdm
 from fpbench import artifacts, paths
 from fpbench.errors import InputError
 
-VERSION = 1  # of decoding and geometry; raise it when their pixels change
+VERSION = 2  # of decoding and geometry; raise it when their pixels change
 MAX_PIXELS = 40_000_000  # a larger picture is refused unread: the largest real one has 1.2 million
 KINDS = ("squash", "resize_crop", "pad_square", "fit_pad")
 PILLOW = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 OPENCV = {"opencv-bilinear": 1}  # cv2.INTER_LINEAR: no antialias, as UltraSam's authors resize
+TORCH = {"torch-bilinear": "bilinear", "torch-bicubic": "bicubic"}  # antialiased, on uint8: as DINOv3's authors resize
+INTERPOLATIONS = (*PILLOW, *OPENCV, *TORCH)
 
 
 class ImageError(InputError):
@@ -35,22 +37,24 @@ class Geometry:
     """How a picture becomes a square of ``size`` pixels.
 
     ``squash``: both sides to size, aspect ratio lost. ``resize_crop``: short side to size / crop, then the central square.
-    ``pad_square``: centred on a black square, then resized. ``fit_pad``: long side to size, the other truncated in
-    proportion, black to the right and below.
+    ``pad_square``: centred on a black square, then resized. ``fit_pad``: long side to size, the other in proportion, black
+    to the right and below.
     """
 
     kind: str  # one of KINDS
     size: int  # side of the result, pixels
-    interpolation: str = "bicubic"  # nearest | bilinear | bicubic | lanczos (Pillow, antialiased) | opencv-bilinear
+    interpolation: str = (
+        "bicubic"  # nearest | bilinear | bicubic | lanczos (Pillow, antialiased) | opencv-bilinear | torch-*
+    )
     crop: float = 1.0  # resize_crop only: share of the short side that is kept
 
     def __post_init__(self) -> None:
         """Refuse what cannot be applied."""
         if self.kind not in KINDS:
             raise InputError(f"unknown geometry {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if self.interpolation not in PILLOW | OPENCV:
+        if self.interpolation not in INTERPOLATIONS:
             raise InputError(
-                f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(PILLOW | OPENCV)}"
+                f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
             )
         if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
             raise InputError(
@@ -82,8 +86,10 @@ class Geometry:
 
     def _fit_pad(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
-        longest = max(height, width)
-        resized = self._resize(picture, max(1, width * self.size // longest), max(1, height * self.size // longest))
+        scale = self.size / max(
+            height, width
+        )  # a float, and cut off: as mmdetection does, whose 784 * (1024 / 784) is 1023
+        resized = self._resize(picture, max(1, int(width * scale)), max(1, int(height * scale)))
         square = np.zeros((self.size, self.size, *picture.shape[2:]), np.uint8)
         square[: resized.shape[0], : resized.shape[1]] = resized
         return square
@@ -94,7 +100,17 @@ class Geometry:
 
             cv2.setNumThreads(1)  # `_parallel` already fills the cores
             return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=OPENCV[self.interpolation])
+        if self.interpolation in TORCH:
+            return _torch_resize(picture, width, height, TORCH[self.interpolation])
         return np.asarray(Image.fromarray(picture).resize((width, height), PILLOW[self.interpolation]))
+
+
+def _torch_resize(picture: np.ndarray, width: int, height: int, mode: str) -> np.ndarray:
+    import torch
+
+    tensor = torch.from_numpy(np.array(picture)).view(*picture.shape[:2], -1).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(tensor, (height, width), mode=mode, antialias=True)
+    return resized[0].permute(1, 2, 0).reshape(height, width, *picture.shape[2:]).numpy()
 
 
 def decode(path: Path) -> np.ndarray:
@@ -107,13 +123,17 @@ def decode(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            _refuse(image)
-            image.load()
-            array = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            return to_array(image)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not a readable picture ({error}); is the download complete?") from None
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """Return an open picture as uint8: (H, W) if grey, (H, W, 3) RGB if truly coloured."""
+    _refuse(image)
+    array = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     return array[..., 0] if array.ndim == 3 and _equal_channels(array) else array
 
 

@@ -41,6 +41,11 @@ def data() -> Path:
     return _root("FPBENCH_DATA", "data")
 
 
+def weights() -> Path:
+    """Return where fetched or hand-placed weights are kept, one folder per encoder (``FPBENCH_WEIGHTS``)."""
+    return _root("FPBENCH_WEIGHTS", "weights")
+
+
 def results() -> Path:
     """Return where studies write (``FPBENCH_RESULTS``)."""
     return _root("FPBENCH_RESULTS", "results")

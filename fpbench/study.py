@@ -13,7 +13,6 @@ import yaml
 
 from fpbench import artifacts, paths
 from fpbench.errors import InputError, MissingError
-from fpbench.images import Geometry
 from fpbench.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ class EncoderSpec:
     """One encoder of the study; empty fields take the model's own value."""
 
     name: str  # in tables and file names
-    model: str  # family:architecture
-    weights: str = "hub"  # hub | random | a file
+    model: str  # name in the catalogue (usfm), its miniature (usfm-mini), or family:architecture
+    weights: str = "hub"  # hub (for the catalogue: what `fpbench fetch weights` got) | random | a file
     geometry: dict = field(default_factory=dict)  # kind, size, interpolation, crop
     mean: list[float] = field(default_factory=list)  # of channels in [0, 1]
     std: list[float] = field(default_factory=list)
@@ -135,7 +134,7 @@ class Study:
             spec.model,
             self._weights(spec),
             name=name,
-            geometry=Geometry(**spec.geometry) if spec.geometry else None,
+            geometry=spec.geometry,
             seed=spec.seed,
             ignore=tuple(spec.ignore),
             **settings,
@@ -174,6 +173,10 @@ class Study:
         return paths.expand(spec.root) if spec.root else None
 
     def _weights(self, spec: EncoderSpec) -> str:
+        if spec.weights == "hub" and ":" not in spec.model:  # a file of the catalogue, pinned by the study
+            from fpbench.encoders.fetch import locate
+
+            return str(locate(spec.model, self.folder / "weights.lock.json"))
         return spec.weights if spec.weights in ("hub", "random") else str(paths.expand(spec.weights))
 
     def key(self, *encoders: str) -> str:

@@ -126,7 +126,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
 
 def test_unknown_names_are_errors():
     with pytest.raises(InputError, match="unknown encoder"):
-        load_encoder("resnet50", "random")
+        load_encoder("resnet51", "random")
     with pytest.raises(InputError, match="timm has no model 'resnet5000'"):
         load_encoder("timm:resnet5000", "random")
 

@@ -1,26 +1,37 @@
 """Image encoders behind one protocol.
 
-An ``Encoder`` takes uint8 pictures of its own geometry and returns one vector each: ``embed(pictures) -> (B, D) float32``.
-Its ``module`` maps normalised float tensors (B, 3, S, S) to (B, D) and is what fine-tuning trains. A family adds one entry
-to ``FAMILIES``: a function ``(model, weights, **settings) -> Encoder``; ``load_encoder("timm:resnet50", ...)`` calls the one
-named before the colon.
+An ``Encoder`` takes pictures and returns one vector each: ``embed(pictures) -> (B, D) float32``. Its ``module`` maps
+normalised float tensors (B, 3, S, S) to (B, D) and is what fine-tuning trains. ``load_encoder`` takes a name of the
+catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or any model of a library (``"timm:NAME"``, ``"open_clip:NAME"``,
+``"hf:NAME"``); ``register_encoder`` adds one of your own.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
+from fpbench.encoders import catalogue
+from fpbench.encoders.catalogue import Entry
 from fpbench.errors import InputError
-from fpbench.images import Geometry
+from fpbench.images import Geometry, to_array
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-FAMILIES = {"timm": "fpbench.encoders.timm"}  # the module of a family has a function ``load``
+    from fpbench.encoders.checkpoint import Layout
+
+FAMILIES = (
+    "timm",
+    "open_clip",
+    "hf",
+)  # each a module with ``plan(architecture, weights, pooling, options, ignore) -> Plan``
+MINI = "-mini"  # of a catalogue name: the same code, a few thousand random numbers
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,10 @@ class Weights:
     """Which numbers an encoder was filled with."""
 
     source: str  # file | hub | random
-    location: str  # path, hub name, or the seed
+    location: str  # file name, hub name, or the seed
     sha256: str  # of all tensors: name, shape and values, whatever file they came from
     licence: str = "unknown"
+    file_sha256: str = ""  # of the file, if there is one
     ignored: tuple[str, ...] = ()  # tensors of the file that were left out on purpose
 
     @property
@@ -44,7 +56,7 @@ class Encoder:
     """A frozen-by-default image encoder, on one device, in eval mode."""
 
     name: str  # as in the study
-    model: str  # family:architecture
+    model: str  # name in the catalogue, or family:architecture
     dim: int  # length of an embedding
     geometry: Geometry
     mean: tuple[float, float, float]  # of channels scaled to [0, 1]
@@ -52,6 +64,7 @@ class Encoder:
     pooling: str  # what the module returns: avg, token, ...
     weights: Weights
     module: "torch.nn.Module" = field(repr=False)
+    options: dict = field(default_factory=dict)  # passed to the architecture
 
     def to(self, device: str) -> "Encoder":
         """Move the module; returns the encoder itself."""
@@ -72,37 +85,57 @@ class Encoder:
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x.float() / 255 - mean) / std
 
-    def embed(self, pictures: np.ndarray, bf16: bool = False) -> np.ndarray:
-        """Return the embeddings of a batch.
+    def prepare(self, pictures: Image.Image | Sequence | np.ndarray) -> np.ndarray:
+        """Return a uint8 batch, (B, S, S) or (B, S, S, 3), of pictures in any form that ``embed`` takes."""
+        if isinstance(pictures, np.ndarray):
+            return self._checked(pictures)
+        pictures = [pictures] if isinstance(pictures, Image.Image) else pictures
+        arrays = [self.geometry(to_array(p) if isinstance(p, Image.Image) else p) for p in pictures]
+        if any(array.ndim == 3 for array in arrays):
+            arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, -1) for array in arrays]
+        return (
+            self._checked(np.stack(arrays))
+            if arrays
+            else np.zeros((0, self.geometry.size, self.geometry.size), np.uint8)
+        )
+
+    def _checked(self, batch: np.ndarray) -> np.ndarray:
+        size = self.geometry.size
+        if batch.dtype != np.uint8 or batch.shape[1:] not in ((size, size), (size, size, 3)):
+            raise InputError(f"{self.name}: expected uint8 (B, {size}, {size}[, 3]), found {batch.dtype} {batch.shape}")
+        return batch
+
+    def embed(self, pictures: Image.Image | Sequence | np.ndarray, bf16: bool = False) -> np.ndarray:
+        """Return the embeddings of pictures.
 
         Parameters
         ----------
         pictures
-            uint8, (B, S, S) grey or (B, S, S, 3) RGB, S = ``geometry.size``.
+            A PIL image; a list of PIL images or uint8 arrays (H, W[, 3]) of any size; or a prepared batch, uint8,
+            (B, S, S) grey or (B, S, S, 3) RGB, S = ``geometry.size``.
         bf16
             Compute under bfloat16 autocast. The result is float32 either way.
 
         Returns
         -------
         numpy.ndarray
-            (B, dim) float32.
+            (B, dim) float32; (dim,) for a single PIL image.
         """
         import torch
 
-        size = self.geometry.size
-        if pictures.dtype != np.uint8 or pictures.shape[1:3] != (size, size):
-            raise InputError(
-                f"{self.name}: expected uint8 (B, {size}, {size}[, 3]), found {pictures.dtype} {pictures.shape}"
-            )
+        batch = self.prepare(pictures)
+        if not len(batch):
+            return np.zeros((0, self.dim), np.float32)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self.module(self.normalise(torch.from_numpy(np.array(pictures)))).float().cpu().numpy()
+            values = self.module(self.normalise(torch.from_numpy(np.array(batch)))).float().cpu().numpy()
+        return values[0] if isinstance(pictures, Image.Image) else values
 
     def identity(self) -> dict:
         """Return everything that an embedding depends on, as JSON-like values: the encoder's part of a cache key."""
         geometry = {name: getattr(self.geometry, name) for name in ("kind", "size", "interpolation", "crop")}
         return {
             "model": self.model, "weights": self.weights.sha256, "geometry": geometry, "mean": list(self.mean),
-            "std": list(self.std), "pooling": self.pooling, "dim": self.dim,
+            "std": list(self.std), "pooling": self.pooling, "dim": self.dim, "options": self.options,
         }  # fmt: skip
 
     def parameters(self) -> int:
@@ -110,32 +143,176 @@ class Encoder:
         return sum(tensor.numel() for tensor in self.module.parameters())
 
 
-def load_encoder(model: str, weights: str = "hub", *, name: str = "", **settings) -> Encoder:
+@dataclass(frozen=True)
+class Plan:
+    """What a family says of a model before weights are put in."""
+
+    module: "torch.nn.Module"
+    layouts: "tuple[Layout, ...]"  # none: the family has filled the module
+    dim: int
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pooling: str
+    licence: str = "unknown"
+    hub: str = ""  # where the module's weights came from, if the family has fetched them
+    ignored: tuple[str, ...] = ()  # if the family has filled the module itself (no layouts)
+
+
+def load_encoder(
+    model: str,
+    weights: str | Path = "hub",
+    *,
+    name: str = "",
+    geometry: Geometry | dict | None = None,
+    mean: tuple | None = None,
+    std: tuple | None = None,
+    pooling: str = "",
+    seed: int = 0,
+    ignore: Iterable[str] = (),
+    options: dict | None = None,
+) -> Encoder:
     """Build an encoder and fill it.
 
     Parameters
     ----------
     model
-        ``family:architecture``, e.g. ``"timm:resnet50.a1_in1k"``.
+        A name of the catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or ``family:architecture``, e.g.
+        ``"timm:resnet50.a1_in1k"``.
     weights
-        A file (.safetensors, .pth, .pt, .bin), ``"hub"`` (the authors' location) or ``"random"`` (``seed`` says which).
+        A file (.safetensors, .pth, .pt, .bin); ``"hub"``: for the catalogue the file that ``fpbench fetch weights`` or you
+        have put below FPBENCH_WEIGHTS, for a family the library's own download; or ``"random"`` (``seed`` says which).
     name
         What to call it in tables; default ``model``.
-    settings
-        Of the family: ``geometry`` (a Geometry or its fields), ``mean``, ``std``, ``pooling``, ``seed``, ``ignore``, ``options``.
+    geometry, mean, std, pooling
+        Instead of the model's own; a dict of geometry fields replaces those alone.
+    ignore
+        Patterns of tensor names that may be missing or left out; recorded in ``Encoder.weights``.
+    options
+        For the architecture.
 
     Raises
     ------
     InputError
-        Unknown family or architecture, or weights that do not fit; the message lists the tensors.
+        Unknown encoder or setting, or weights that do not fit; the message lists the tensors.
     MissingError
         The weights file is not there.
     """
+    import torch
+
     family, _, architecture = model.partition(":")
-    if family not in FAMILIES or not architecture:
-        raise InputError(f"unknown encoder {model!r}: expected {' or '.join(f'{known}:NAME' for known in FAMILIES)}")
-    load: Callable[..., Encoder] = import_module(FAMILIES[family]).load
-    return load(architecture, weights, name=name or model, **settings)
+    options, weights, ignore = dict(options or {}), str(weights), tuple(ignore)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if family in FAMILIES and architecture:
+            plan = import_module(f"fpbench.encoders.{family}").plan(architecture, weights, pooling, options, ignore)
+            plan = replace(plan, geometry=_geometry(plan.geometry, geometry))
+        else:
+            plan = _plan(model, weights, pooling, geometry, options)
+    path = _file(model, weights)
+    return Encoder(
+        name=name or model,
+        model=model,
+        dim=plan.dim,
+        geometry=plan.geometry,
+        mean=tuple(mean or plan.mean),
+        std=tuple(std or plan.std),
+        pooling=plan.pooling,
+        weights=_fill(plan, path, seed, ignore, f"{name or model} from {path}"),
+        module=plan.module.eval(),
+        options=options,
+    )
+
+
+def _plan(model: str, weights: str, pooling: str, geometry: Geometry | dict | None, options: dict) -> Plan:
+    """Build the module of a catalogue entry."""
+    entry, mini = catalogue.find(model)
+    pooling = pooling or next(iter(entry.poolings))
+    if pooling not in entry.poolings:
+        raise InputError(f"{model} has no pooling {pooling!r}: expected one of {', '.join(entry.poolings)}")
+    own = replace(entry.geometry, size=entry.mini) if mini else entry.geometry
+    shape = _geometry(own, geometry)
+    catalogue.check_side(entry, own.size, shape.size)
+    module, layouts = catalogue.builder(entry)(name=entry.name, size=shape.size, pooling=pooling, mini=mini, **options)
+    dim = _dim(module, shape.size) if mini else entry.poolings[pooling]
+    licence = "none (miniature)" if mini else entry.licence
+    return Plan(module, layouts, dim, shape, entry.mean, entry.std, pooling, licence)
+
+
+def _dim(module: "torch.nn.Module", size: int) -> int:
+    import torch
+
+    with torch.inference_mode():
+        return module.eval()(torch.zeros(1, 3, size, size)).shape[1]
+
+
+def _geometry(own: Geometry, given: Geometry | dict | None) -> Geometry:
+    if isinstance(given, Geometry):
+        return given
+    if unknown := set(given or {}) - {item.name for item in fields(Geometry)}:
+        raise InputError(
+            f"unknown geometry fields {sorted(unknown)}: expected {', '.join(f.name for f in fields(Geometry))}"
+        )
+    crop = {"crop": 1.0} if given and given.get("kind", own.kind) != "resize_crop" else {}
+    return replace(own, **{**crop, **(given or {})})
+
+
+def _file(model: str, weights: str) -> Path | None:
+    """Return the weights file, or None where there is none to read."""
+    if weights == "random" or (weights == "hub" and ":" in model):
+        return None
+    if weights != "hub":
+        return Path(weights)
+    if model.endswith(MINI):
+        raise InputError(f"{model} is a miniature and has no published weights: use weights='random'")
+    from fpbench.encoders.fetch import locate
+
+    return locate(model)
+
+
+def _fill(plan: Plan, path: Path | None, seed: int, ignore: tuple[str, ...], what: str) -> Weights:
+    from fpbench.artifacts import file_sha256
+    from fpbench.encoders.checkpoint import fill, read, tensors_sha256
+
+    if path is None and not plan.hub:
+        return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
+    if path is None:
+        return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored)
+    ignored = fill(plan.module, read(path), plan.layouts, ignore, what) if plan.layouts else plan.ignored
+    return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored)
+
+
+def register_encoder(
+    name: str, build: Callable, geometry: Geometry, dim: int, mean=(0.0,) * 3, std=(1.0,) * 3, **facts
+) -> None:
+    """Add an encoder of your own: ``build()`` returns a torch module that maps (B, 3, S, S) to (B, dim).
+
+    Parameters
+    ----------
+    name
+        As in ``load_encoder(name, weights=...)``; the file's tensors are called as the module's.
+    geometry, mean, std
+        How a picture becomes the module's input; mean and std on the [0, 1] scale.
+    facts
+        Further fields of ``catalogue.Entry``: licence, trained_on, saw_spain, ...
+
+    Raises
+    ------
+    InputError
+        The name is taken.
+    """
+
+    def adapter(name: str, size: int, pooling: str, mini: bool, **options):
+        from fpbench.encoders.checkpoint import Layout
+
+        return build(**options), (Layout(str),)
+
+    settings = {"architecture": getattr(build, "__name__", "own"), "sides": "any", **facts}
+    catalogue.add(
+        Entry(
+            name, adapter, geometry=geometry, mean=mean, std=std, poolings={"own": dim}, mini=geometry.size, **settings
+        )
+    )
 
 
 def facts(encoders: "list[Encoder]") -> "pd.DataFrame":

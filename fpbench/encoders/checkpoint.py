@@ -1,13 +1,21 @@
 """Reading weights: every tensor of a file is used, or on a short list of names that may be left out, or refused.
 
-A file that loads half is worse than one that does not load. Nothing is unpickled but tensors and plain containers
-(``weights_only=True``; needs torch >= 2.10, where its last known memory bug, CVE-2026-24747, is mended).
+A file that loads half is worse than one that does not load. Nothing of a file is ever executed: torch's own restricted
+reader comes first (``weights_only=True``; needs torch >= 2.10, where its last known memory bug, CVE-2026-24747, is mended),
+and where a file also holds objects of some framework, a reader that knows tensors and tables alone and puts an inert stub
+for everything else.
 """
 
+import _compat_pickle
 import hashlib
 import pickle
-from collections.abc import Iterable
-from fnmatch import fnmatch
+import re
+import sys
+import types
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,93 +25,231 @@ if TYPE_CHECKING:
     import torch
 
 WRAPPERS = ("state_dict", "model", "module")
+KNOWN = {
+    "collections.OrderedDict", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+}  # fmt: skip
+HARMLESS = {"_codecs", "argparse", "codecs", "collections", "copyreg", "datetime", "decimal", "enum", "functools", "operator",
+            "pathlib", "random", "types", "typing", "uuid", "builtins"}  # fmt: skip
+COMMANDS = {"eval", "exec", "compile", "open", "__import__", "input", "breakpoint"}  # of builtins
+USUALLY = (  # pattern of a name that does not belong, what such a file is
+    ("image_encoder.*", "a whole SAM or MedSAM model from another project"),
+    ("decoder*", "a masked-autoencoder checkpoint with its decoder"),
+    ("pos_embed", "a plain ViT, or another release of the model (USFM had three)"),
+    ("*.attn.relative_position_bias_table", "a fine-tuned model, with one position table per block"),
+    ("visual.trunk.*", "a CLIP model with a timm image tower"),
+    ("optimizer*", "a training checkpoint"),
+    ("*head.*", "a fine-tuned model with its classifier"),
+    ("fc.*", "a fine-tuned model with its classifier"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file names the tensors of a module, and which of its own it may keep."""
+
+    source: Callable[[str], str]  # name in the module -> name in the file; "a+b": the rows of a, then those of b
+    prefix: str = ""  # names without it belong to other parts of the file
+    left_out: tuple[str, ...] = ()  # patterns of names in the file that this module does not use
+    zero: tuple[str, ...] = ()  # the same, provided that every value is 0
+    shapes: dict = field(
+        default_factory=dict
+    )  # of tensors that are left out, where they tell this model from a sibling
+    fresh: tuple[str, ...] = ()  # patterns of names in the module that no file holds
+    adapt: Callable[[str, "torch.Tensor", "torch.Size"], "torch.Tensor"] = lambda name, tensor, shape: tensor
+
+
+def renamed(*rules: tuple[str, str]) -> Callable[[str], str]:
+    """Return a function that applies regular-expression replacements in order."""
+
+    def source(name: str) -> str:
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return source
 
 
 def read(path: Path) -> dict[str, "torch.Tensor"]:
-    """Return the tensors of a .safetensors or torch file, wrappers and a leading ``module.`` taken off."""
+    """Return the tensors of a .safetensors or torch file, wrappers and a leading ``module.`` taken off.
+
+    A torch file is mapped, not read: only the tensors that are used come into memory.
+    """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     if not path.is_file():
         raise MissingError(f"expected a weights file at {path}, found nothing: check the path in the study")
-    _refuse_stand_ins(path)
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, LookupError) as error:
-        raise InputError(f"{path}: not a readable weights file; is the download complete? ({error})") from None
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: holds more than tensors and was not unpickled ({error})") from None
+    content = _content(path)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise InputError(f"{path}: expected a table of named tensors, found {type(content).__name__}")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise InputError(f"{path}: expected a table of named tensors, found {_describe(content)}")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _refuse_stand_ins(path: Path) -> None:
-    """Name the files that people get in place of weights."""
-    with open(path, "rb") as handle:
-        head = handle.read(200).lstrip().lower()
-    if not head:
-        raise InputError(f"{path}: the file is empty; is the download complete?")
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: this is a Git LFS pointer, not the file: fetch it with 'git lfs pull'")
-    if head.startswith((b"<!doctype", b"<html")):
+def _describe(content) -> str:
+    if not isinstance(content, dict):
+        return f"an object of type {type(content).__name__}"
+    others = [str(name) for name, value in content.items() if type(value).__name__ not in ("Tensor", "Parameter")]
+    return f"other things too: {', '.join(others[:6])}" if others else "an empty one"
+
+
+def _content(path: Path):
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        try:
+            return torch.load(path, "cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError:
+            if not zipped or any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+                raise  # the reader below is for plain files alone: TorchScript is a program
+            return torch.load(path, "cpu", pickle_module=_restricted(), weights_only=False, mmap=True)
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(
-            f"{path}: this is a web page, not the file: the download asked for a confirmation; fetch it by hand"
-        )
+            f"{path}: {_diagnose(path)} ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
+
+
+class _Stub:
+    """Stands for an object of some framework; takes whatever it is given and does nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs) -> None:
+        pass
+
+    def _nothing(self, *args) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _nothing
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and tables; everything else becomes a stub; what could run a command is refused."""
+
+    def find_class(self, module: str, name: str):
+        """Return a class by its name, or a stub."""
+        # protocol 2 writes Python 2's names: commands.getoutput, __builtin__.eval
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        top = module.split(".")[0]
+        if (top in sys.stdlib_module_names and top not in HARMLESS) or (top == "builtins" and name in COMMANDS):
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which can run commands and belongs in no weights file"
+            )
+        return super().find_class(module, name) if f"{module}.{name}" in KNOWN else _Stub
+
+
+def _restricted() -> types.ModuleType:
+    module = types.ModuleType("restricted_pickle")
+    module.Unpickler = _Unpickler
+    return module
+
+
+def _diagnose(path: Path) -> str:
+    with open(path, "rb") as handle:
+        head = handle.read(512).lstrip().lower()
+    if not head:
+        return "the file is empty: is the download complete?"
+    if head.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the file: fetch it with 'git lfs pull'"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "this is a web page, not the file: the download asked for a confirmation or a login; fetch it by hand"
+    if head.startswith(b"pk") and not zipfile.is_zipfile(path):
+        return "the file is truncated (a torch file without its end): is the download complete?"
+    if path.suffix == ".safetensors":
+        return "not a whole safetensors file: is it truncated, is the download complete?"
+    return "refused and not unpickled, nothing of it was executed: not a plain weights file, or a damaged one"
 
 
 def fill(
-    module: "torch.nn.Module", tensors: dict, allowed: Iterable[str], ignore: Iterable[str], what: str
+    module: "torch.nn.Module", tensors: dict, layouts: tuple[Layout, ...], ignore: Iterable[str], what: str
 ) -> tuple[str, ...]:
-    """Copy ``tensors`` into ``module`` and account for every one.
+    """Put ``tensors`` into ``module`` and account for every one.
 
     Parameters
     ----------
-    allowed
-        Patterns of names in the file that this architecture leaves out.
+    module
+        Its tensors are replaced by those of the file, without a copy where the type is the same.
+    tensors
+        Of the file, by the file's names.
+    layouts
+        The known ones; the one that explains most of the file is taken.
     ignore
-        Patterns that the user leaves out, of either side.
+        Patterns that the user leaves out, of the file or of the module, in the file's names.
+    what
+        The file and the encoder, for the message.
 
     Returns
     -------
     tuple of str
-        The names in the file that were left out.
+        The names in the file that were left out; one entry for all outside the prefix.
 
     Raises
     ------
     InputError
-        A tensor is missing, unexpected or of another shape.
+        A tensor is missing, unexpected or of another shape; names are the file's.
     """
-    own = module.state_dict()
-    missing = [
-        name
-        for name in own
-        if name not in tensors and not _matches(name, ignore) and not name.endswith("num_batches_tracked")
-    ]
-    extra = [name for name in tensors if name not in own]
-    left_out = tuple(name for name in extra if _matches(name, allowed) or _matches(name, ignore))
-    unexpected = [name for name in extra if name not in left_out]
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
+    layout = max(
+        layouts, key=lambda known: sum(part in tensors for name in wanted for part in known.source(name).split("+"))
+    )
+    sources = {name: layout.source(name).split("+") for name in wanted if not matches(name, layout.fresh)}
+    consumed = {part for parts in sources.values() for part in parts}
+    missing = [part for parts in sources.values() for part in parts if part not in tensors and _needed(part, ignore)]
+    extra = [name for name in tensors if name not in consumed and name.startswith(layout.prefix)]
+    allowed = [name for name in extra if matches(name, (*layout.left_out, *ignore)) or _zero(name, tensors, layout)]
+    unexpected = [name for name in extra if name not in allowed]
+    found = {name: parts for name, parts in sources.items() if all(part in tensors for part in parts)}
+    filled, shapes = _adapted(found, tensors, layout, wanted)
     if missing or unexpected or shapes:
-        raise InputError(_complaint(what, missing, unexpected, shapes))
-    used = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items() if name in own}
-    module.load_state_dict({**own, **used})
-    return left_out
+        raise InputError(complaint(what, sorted(set(missing)), unexpected, shapes))
+    module.load_state_dict(filled, strict=False, assign=True)
+    outside = sum(not name.startswith(layout.prefix) for name in tensors)
+    return (*allowed, *([f"{outside} tensors outside {layout.prefix}"] if outside else []))
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[dict, list[str]]:
+    """Return the tensors under the module's names, and what is wrong with their shapes."""
+    import torch
+
+    filled, used = {}, set()
+    told = {name: tuple(tensors[name].shape) for name in layout.shapes if name in tensors}
+    wrong = [
+        f"{k} {v} where this model's file has {layout.shapes[k]}" for k, v in told.items() if v != layout.shapes[k]
+    ]
+    for name, parts in found.items():
+        shape, dtype = wanted[name]
+        tensor = tensors[parts[0]] if len(parts) == 1 else torch.cat([tensors[part] for part in parts])
+        adapted = layout.adapt(name, tensor, shape)
+        if adapted.shape != shape:
+            wrong.append(f"{'+'.join(parts)} {tuple(tensor.shape)} where the model has {tuple(shape)}")
+        filled[name] = adapted.to(dtype, copy=parts[0] in used).contiguous()  # two parameters may not share memory
+        used.add(parts[0])
+    return filled, wrong
 
 
-def _complaint(what: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+def _needed(name: str, ignore: Iterable[str]) -> bool:
+    return not matches(name, ignore) and not name.endswith("num_batches_tracked")
+
+
+def _zero(name: str, tensors: dict, layout: Layout) -> bool:
+    return matches(name, layout.zero) and not tensors[name].any()
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a name fits one of the shell-style patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def complaint(what: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+    """Return what is wrong, what such a file usually is, and how to overrule it."""
+
     def some(names: list[str]) -> str:
         return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
@@ -111,6 +257,8 @@ def _complaint(what: str, missing: list[str], unexpected: list[str], shapes: lis
     lines += [f"  missing from the file ({len(missing)}): {some(missing)}"] if missing else []
     lines += [f"  not in the model ({len(unexpected)}): {some(unexpected)}"] if unexpected else []
     lines += [f"  another shape ({len(shapes)}): {some(shapes)}"] if shapes else []
+    usual = next((text for pattern, text in USUALLY if any(fnmatchcase(name, pattern) for name in unexpected)), None)
+    lines += [f"  Such a file is usually {usual}."] if usual else []
     if (missing or unexpected) and not shapes:
         lines.append(f"If you know that this is right, overrule with ignore={[*missing, *unexpected]}")
     return "\n".join(lines)

@@ -1,89 +1,63 @@
-"""Any timm model, ``timm:NAME``, with timm's own preprocessing facts unless the study overrides them."""
-
-from pathlib import Path
+"""Any timm model, ``timm:NAME``, with timm's own preprocessing facts; and the catalogue's two convolutional networks."""
 
 import timm
-import torch
+from torch import nn
 
-from fpbench.encoders import Encoder, Weights
-from fpbench.encoders.checkpoint import fill, read, tensors_sha256
+from fpbench.encoders import Plan
+from fpbench.encoders.checkpoint import Layout
 from fpbench.errors import InputError
 from fpbench.images import Geometry
 
 CROP_MODES = {"center": "resize_crop", "squash": "squash", "border": "pad_square"}
+CNNS = {  # name in the catalogue -> architecture with its weights tag, sizes of the miniature
+    "resnet50": ("resnet50.a1_in1k", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_width": 8}),
+    "efficientnetv2_s": ("tf_efficientnetv2_s.in21k_ft_in1k", {"channel_multiplier": 0.125, "depth_multiplier": 0.2}),
+}
 
 
-def load(
-    architecture: str,
-    weights: str,
-    *,
-    name: str,
-    geometry: Geometry | dict | None = None,
-    mean: tuple | None = None,
-    std: tuple | None = None,
-    pooling: str = "",
-    seed: int = 0,
-    ignore: tuple[str, ...] = (),
-    options: dict | None = None,
-) -> Encoder:
-    """Build a timm model without its classifier; see ``encoders.load_encoder``."""
-    module = _create(architecture, weights, seed, {**(options or {}), **({"global_pool": pooling} if pooling else {})})
-    config = module.pretrained_cfg
-    left_out: tuple[str, ...] = ()
-    if weights not in ("hub", "random"):
-        heads = [f"{head}.*" for head in _classifiers(config)]
-        left_out = fill(module, read(Path(weights)), heads, ignore, f"{name} from {weights}")
-    return Encoder(
-        name=name,
-        model=f"timm:{architecture}",
-        dim=getattr(module, "head_hidden_size", module.num_features),
-        geometry=_geometry(geometry, config),
-        mean=tuple(mean or config["mean"]),
-        std=tuple(std or config["std"]),
-        pooling=_pooling(module),
-        weights=_describe(module, config, weights, seed, left_out),
-        module=module.eval(),
-    )
+def build(name: str, size: int, pooling: str, mini: bool, **options) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """Return a network of the catalogue and the layout of timm's file."""
+    architecture, small = CNNS[name]
+    module = timm.create_model(architecture, num_classes=0, **options, **(small if mini else {}))
+    return module, (_layout(module),)
 
 
-def _create(architecture: str, weights: str, seed: int, options: dict) -> torch.nn.Module:
+def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...]) -> Plan:
+    """Return a timm model without its classifier, filled if ``weights`` is "hub"."""
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture.split('.')[0]}*")[:5]
         raise InputError(
             f"timm has no model {architecture!r}" + (f": did you mean {', '.join(close)}?" if close else "")
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return timm.create_model(architecture, pretrained=weights == "hub", num_classes=0, **options)
+    pool = {"global_pool": pooling} if pooling else {}
+    module = timm.create_model(architecture, pretrained=weights == "hub", num_classes=0, **options, **pool)
+    config = module.pretrained_cfg
+    return Plan(
+        module=module,
+        layouts=(_layout(module),),
+        dim=getattr(module, "head_hidden_size", module.num_features),
+        geometry=_geometry(config),
+        mean=config["mean"],
+        std=config["std"],
+        pooling=_pooling(module),
+        licence=config.get("license", "unknown"),
+        hub=(config.get("hf_hub_id") or config.get("url", "")) if weights == "hub" else "",
+    )
 
 
-def _pooling(module: torch.nn.Module) -> str:
+def _layout(module: nn.Module) -> Layout:
+    heads = module.pretrained_cfg.get("classifier") or ()
+    heads = [heads] if isinstance(heads, str) else heads
+    return Layout(str, left_out=tuple(f"{head}.*" for head in heads))
+
+
+def _pooling(module: nn.Module) -> str:
     pool = getattr(module, "global_pool", None) or getattr(getattr(module, "head", None), "global_pool", "avg")
     return pool if isinstance(pool, str) else getattr(pool, "pool_type", "avg")
 
 
-def _classifiers(config: dict) -> list[str]:
-    heads = config.get("classifier") or ()
-    return [heads] if isinstance(heads, str) else list(heads)
-
-
-def _geometry(given: Geometry | dict | None, config: dict) -> Geometry:
-    if isinstance(given, Geometry):
-        return given
-    if given:
-        return Geometry(**given)
+def _geometry(config: dict) -> Geometry:
     kind = CROP_MODES[config.get("crop_mode", "center")]
     return Geometry(
         kind, config["input_size"][-1], config["interpolation"], config["crop_pct"] if kind == "resize_crop" else 1.0
     )
-
-
-def _describe(module: torch.nn.Module, config: dict, weights: str, seed: int, ignored: tuple[str, ...]) -> Weights:
-    sha256 = tensors_sha256(module)
-    if weights == "random":
-        return Weights("random", f"seed {seed}", sha256, "none")
-    if weights == "hub":
-        return Weights(
-            "hub", config.get("hf_hub_id") or config.get("url", ""), sha256, config.get("license", "unknown")
-        )
-    return Weights("file", Path(weights).name, sha256, config.get("license", "unknown"), ignored)

@@ -1,0 +1,241 @@
+"""Weights files from where their authors put them, checked, and pinned by hash.
+
+``fetch(name)`` transfers a file to ``<weights>/<encoder>/<file>`` (FPBENCH_WEIGHTS); a file placed there by hand counts as
+well. A hash that the catalogue does not know is pinned in a lock on first use, and compared ever after. Sizes are bytes.
+"""
+
+import html
+import os
+import re
+import shutil
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlencode, urljoin
+
+import requests
+
+from fpbench import artifacts, paths
+from fpbench.cohorts import download
+from fpbench.encoders.catalogue import Entry, find
+from fpbench.errors import InputError, MissingError
+
+DRIVE = "https://drive.usercontent.google.com/download"
+DRIVE_FOLDER = "https://drive.google.com/embeddedfolderview"
+QUOTA = re.compile("quota exceeded|too many users have viewed or downloaded", re.I)
+
+
+def path_of(name: str) -> Path:
+    """Return where the weights file of an encoder lies, or shall lie."""
+    return paths.weights() / name / _entry(name).source.file
+
+
+def fetch(name: str, *, lock: Path | None = None, progress: bool = True) -> Path:
+    """Return the weights file of an encoder, transferred if it is not there; print its licence.
+
+    Parameters
+    ----------
+    name
+        In the catalogue.
+    lock
+        JSON file with the pinned hashes; default ``<weights>/lock.json``.
+    progress
+        Show a bar on a terminal.
+
+    Raises
+    ------
+    InputError
+        The server refused, sent a web page, or another file than the pinned one; the message says what to do by hand.
+    MissingError
+        The address holds no such file.
+    """
+    entry = _entry(name)
+    path = path_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {entry.source.url}\n  licence: {entry.licence}; gated: {entry.gated}")
+    with artifacts.lock(path):
+        if not path.is_file():
+            revision = _transfer(entry, path, lock, progress)
+            try:
+                record(name, path, lock, revision)
+            except InputError:
+                path.replace(f"{path}.wrong-sha256")  # never leave it where it would be used
+                raise
+    return locate(name, lock)
+
+
+def locate(name: str, lock: Path | None = None, full: bool = False) -> Path:
+    """Return the weights file of an encoder after comparing its hash with the catalogue's or the pinned one.
+
+    Raises
+    ------
+    MissingError
+        It is not there; the message says how to get it.
+    InputError
+        It is not the file that was used before.
+    """
+    path = path_of(name)
+    if not path.is_file():
+        raise MissingError(
+            f"expected the weights of {name} at {path}, found nothing: run `fpbench fetch weights {name}`\n{by_hand(name)}"
+        )
+    record(name, path, lock, full=full)
+    return path
+
+
+def by_hand(name: str) -> str:
+    """Return what to do where fetching is not possible."""
+    source = _entry(name).source
+    return f"By hand: open {source.url}, accept what it asks, and save {source.file} as {path_of(name)}"
+
+
+def record(name: str, path: Path, lock: Path | None = None, revision: str = "", full: bool = False) -> dict:
+    """Compare a weights file with what is known of it, pin it if nothing is, and return its line of the lock.
+
+    Returns
+    -------
+    dict
+        file, size, sha256, licence, source, revision, pinned (time).
+    """
+    entry, lock = _entry(name), lock or paths.weights() / "lock.json"
+    found = sha256(path, full)
+    known = entry.source.sha256 if entry.source.confirmed else ""
+    with artifacts.lock(lock):
+        pinned = artifacts.read_json(lock) if lock.exists() else {}
+        expected = known or pinned.get(name, {}).get("sha256", found)
+        if found != expected:
+            origin = "published under this name" if known else f"pinned in {lock}"
+            raise InputError(
+                f"{path}: expected SHA-256 {expected} ({origin}), found {found}: another file, or a damaged one. Move it away "
+                f"and fetch again; if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
+            )
+        if name not in pinned:
+            pinned[name] = {
+                "file": path.name,
+                "size": path.stat().st_size,
+                "sha256": found,
+                "licence": entry.licence,
+                "source": entry.source.url,
+                "revision": revision or entry.source.revision,
+                "pinned": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            artifacts.write_json(lock, pinned)
+    return pinned[name]
+
+
+def sha256(path: Path, full: bool = False) -> str:
+    """Return the SHA-256 of a file, remembered by its size and time unless ``full``."""
+    memory = paths.cache() / "hashes.json"
+    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+    known = {}
+    with suppress(OSError, ValueError, InputError):
+        known = artifacts.read_json(memory)
+    if not full and known.get(str(path), [None])[:-1] == stamp:
+        return known[str(path)][-1]
+    found = artifacts.file_sha256(path)
+    with suppress(OSError):
+        artifacts.write_json(memory, {**known, str(path): [*stamp, found]})
+    return found
+
+
+def _entry(name: str) -> Entry:
+    entry, mini = find(name)
+    if mini or entry.source is None:
+        raise InputError(f"{name} has no published weights: use weights='random' or a file")
+    return entry
+
+
+def _transfer(entry: Entry, path: Path, lock: Path | None, progress: bool) -> str:
+    """Bring the file to ``path``; return the revision of a hub repository."""
+    source = entry.source
+    try:
+        if source.kind == "hub":
+            return _from_hub(entry, path, lock)
+        address = source.address
+        if source.kind != "url":
+            file_id = _in_folder(address, source.file) if source.kind == "drive-folder" else address
+            address = f"{DRIVE}?{urlencode({'id': file_id, 'export': 'download', 'confirm': 't'})}"
+        address, size = download._persist(partial(_probe, address), address)
+        if source.confirmed and size != source.size:
+            raise InputError(f"{address}: expected {source.size:,} bytes, the server has {size:,}")
+        _resume(address, path, size, progress)
+    except (InputError, MissingError) as error:
+        raise type(error)(f"{entry.name}: {error}\n{by_hand(entry.name)}") from None
+    return ""
+
+
+def _resume(address: str, path: Path, size: int, progress: bool) -> None:
+    """Transfer ``size`` bytes, going on where an earlier attempt broke."""
+    if (free := shutil.disk_usage(path.parent).free) < size:
+        raise InputError(
+            f"{path.parent}: {size:,} bytes are needed, {free:,} are free: make room, or set FPBENCH_WEIGHTS"
+        )
+    part = download._Resume(path.with_name(f"{path.name}.part"), size, progress)
+    download._persist(partial(part._transfer, address), address)
+    os.replace(part.part, path)
+    part.etag.unlink(missing_ok=True)
+
+
+def _probe(address: str, confirmed: bool = False) -> tuple[str, int]:
+    """Return the address that really sends the file, and its size; Drive's page about viruses is answered once."""
+    with requests.get(address, headers=download.HEADERS, stream=True, timeout=download.TIMEOUT) as response:
+        response.raise_for_status()
+        if "text/html" not in response.headers.get("Content-Type", ""):
+            if "Content-Length" not in response.headers:
+                raise InputError(
+                    f"{address}: the server does not say how long the file is, so a broken transfer would pass"
+                )
+            return address, int(response.headers["Content-Length"])
+        page = response.text
+    if QUOTA.search(page):
+        raise InputError(
+            "Google Drive has reached this file's download quota; it is free again within 24 hours, or sooner for a signed-in account"
+        )
+    form = re.search(r'<form[^>]*id="download-form"[^>]*action="([^"]+)"', page)
+    if form and not confirmed:
+        hidden = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', page)
+        return _probe(f"{urljoin(address, html.unescape(form[1]))}?{urlencode(hidden)}", True)
+    reason = (
+        "asks to confirm that Drive could not scan the file for viruses"
+        if form
+        else "is a web page: a login or an error"
+    )
+    raise InputError(f"{address}: the answer {reason}, not the file")
+
+
+def _in_folder(folder: str, file: str) -> str:
+    """Return the id of a file in a public Drive folder."""
+
+    def page() -> str:
+        response = requests.get(DRIVE_FOLDER, {"id": folder}, headers=download.HEADERS, timeout=download.TIMEOUT)
+        response.raise_for_status()
+        return response.text
+
+    entries = re.findall(
+        r"/file/d/([\w-]+)/.*?flip-entry-title[^>]*>([^<]*)<", download._persist(page, DRIVE_FOLDER), re.S
+    )
+    found = [file_id for file_id, title in entries if html.unescape(title) == file]
+    if not found:
+        titles = ", ".join(title for _, title in entries) or "nothing that we can read"
+        raise MissingError(f"expected {file} in the Drive folder {folder}, found {titles}")
+    return found[0]
+
+
+def _from_hub(entry: Entry, path: Path, lock: Path | None) -> str:
+    """Fetch with huggingface_hub at the pinned revision; "main" is resolved first."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    source, lock = entry.source, lock or paths.weights() / "lock.json"
+    pinned = artifacts.read_json(lock).get(entry.name, {}) if lock.exists() else {}
+    try:
+        revision = pinned.get("revision") or HfApi().model_info(source.address, revision=source.revision).sha
+        hf_hub_download(source.address, source.file, revision=revision, local_dir=path.parent)
+    except GatedRepoError:
+        raise InputError(
+            f"{source.address} is gated: accept its terms in a browser, then log in with `hf auth login`, and fetch again"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise InputError(f"{source.address}: {str(error).splitlines()[0]}") from None
+    return revision

@@ -1,0 +1,101 @@
+"""Any image model of transformers: ``hf:NAME``, a repository of the hub or a folder that ``save_pretrained`` wrote."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
+
+from fpbench.encoders import Plan
+from fpbench.encoders.checkpoint import complaint, matches, read
+from fpbench.errors import InputError, MissingError
+from fpbench.images import Geometry
+
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+POOLINGS = ("pooler", "cls", "mean")
+
+
+class Pooled(nn.Module):
+    """A transformers model that returns one vector: its own pooler's, the first token, or the mean over tokens."""
+
+    def __init__(self, model: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.model, self.pooling = model, pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, D) from (B, 3, S, S)."""
+        out = self.model(pixel_values=x)
+        if self.pooling == "pooler":
+            return out.pooler_output.flatten(1)
+        tokens = out.last_hidden_state
+        tokens = tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens
+        return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
+
+
+def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...]) -> Plan:
+    """Return the model, filled by transformers, which renames many tensors; no code of a repository is executed."""
+    logging.disable_progress_bar()
+    pooling = pooling or "cls"
+    if pooling not in POOLINGS:
+        raise InputError(f"hf:{architecture}: unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+    try:
+        facts = ImageProcessingMixin.get_image_processor_dict(architecture)[0]
+        config = AutoConfig.from_pretrained(architecture, **options)
+        model, left_out = _model(architecture, config, weights, pooling, ignore)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError | MissingError):
+            raise
+        raise InputError(f"hf:{architecture}: {str(error).splitlines()[0]}") from None
+    module = Pooled(model.float(), pooling).eval()
+    geometry = _geometry(facts)
+    with torch.inference_mode():
+        dim = module(torch.zeros(1, 3, geometry.size, geometry.size)).shape[1]
+    return Plan(
+        module=module,
+        layouts=(),
+        dim=dim,
+        geometry=geometry,
+        mean=tuple(facts.get("image_mean") or (0.0, 0.0, 0.0)),
+        std=tuple(facts.get("image_std") or (1.0, 1.0, 1.0)),
+        pooling=pooling,
+        hub=architecture if weights == "hub" else "",
+        ignored=left_out,
+    )
+
+
+def _model(
+    architecture: str, config, weights: str, pooling: str, ignore: tuple[str, ...]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the model, and what of its file was left out."""
+    model = AutoModel.from_config(config)
+    if weights == "random":
+        return model, ()
+    kind, where, tensors = (
+        (AutoModel, architecture, {}) if weights == "hub" else (type(model), None, {"state_dict": read(Path(weights))})
+    )
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    model, info = kind.from_pretrained(where, config=config, **how, **tensors)
+    unused = ("classifier.*", *(() if pooling == "pooler" else ("pooler.*",)), *ignore)
+    missing = [name for name in info["missing_keys"] if not matches(name, unused)]
+    unexpected = [name for name in info["unexpected_keys"] if not matches(name, unused)]
+    shapes = [str(entry) for entry in info["mismatched_keys"]]
+    if missing or unexpected or shapes:
+        raise InputError(complaint(f"hf:{architecture} from {weights}", sorted(missing), sorted(unexpected), shapes))
+    return model, tuple(sorted(info["unexpected_keys"]))
+
+
+def _geometry(facts: dict) -> Geometry:
+    """Return what a preprocessor_config.json says."""
+    size, crop = facts.get("size", 224), facts.get("crop_size")
+    interpolation = RESAMPLE[facts.get("resample", 2)]
+    if isinstance(size, dict) and "shortest_edge" not in size:
+        return Geometry("squash", size["height"], interpolation)
+    short = size["shortest_edge"] if isinstance(size, dict) else size
+    side = (
+        (crop["height"] if isinstance(crop, dict) else crop)
+        if facts.get("do_center_crop", bool(crop)) and crop
+        else short
+    )
+    return Geometry("resize_crop", side, interpolation, side / short)

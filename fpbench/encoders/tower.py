@@ -1,0 +1,52 @@
+"""A trunk that makes tokens or maps, and a pool that makes one vector of them: what every adapter returns."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Tower(nn.Module):
+    """``trunk`` then ``pool``; ``features`` gives what the pool sees, for pictures of attention and for tests."""
+
+    def __init__(self, trunk: nn.Module, pool: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.pool = trunk, pool
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, C), class token first, or a map (B, H, W, C)."""
+        return getattr(self.trunk, "forward_features", self.trunk)(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embeddings (B, D) of normalised pictures (B, 3, S, S)."""
+        return self.pool(self.features(x))
+
+
+class ClassToken(nn.Module):
+    """The first token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (B, C) from (B, N, C)."""
+        return tokens[:, 0]
+
+
+class Mean(nn.Module):
+    """The mean over all positions, the first ``skip`` tokens left out."""
+
+    def __init__(self, skip: int = 0) -> None:
+        super().__init__()
+        self.skip = skip
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, C) from (B, N, C) or (B, H, W, C)."""
+        return features.flatten(1, -2)[:, self.skip :].mean(1)
+
+
+class PlainLayerNorm(nn.Module):
+    """LayerNorm without parameters."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C), each row with mean 0 and variance 1."""
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps)

@@ -1,0 +1,77 @@
+"""UltraSAM's image encoder: SAM's ViT-B as transformers builds it (at 1024 px faster and leaner than timm's).
+
+The embedding is the mean over all tokens of the last block, padding included, without SAM's neck: so the authors classify.
+Their file has position tables for 1024 px; other sizes resize both, as mmpretrain does.
+"""
+
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoder
+
+from fpbench.encoders.checkpoint import Layout, renamed
+from fpbench.encoders.tower import Mean, Tower
+
+FULL = {"native": 1024}
+MINI = {
+    "native": 64, "hidden_size": 48, "output_channels": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "mlp_dim": 96, "window_size": 3, "global_attn_indexes": [1, 3],
+}  # fmt: skip
+NAMES = renamed(  # transformers -> mmpretrain
+    (r"^trunk\.", "backbone."),
+    (r"^pool\.0\.", "backbone.neck."),
+    (r"patch_embed\.projection", "patch_embed.projection"),
+    (r"layer_norm([12])", r"ln\1"),
+    (r"mlp\.lin1", "ffn.layers.0.0"),
+    (r"mlp\.lin2", "ffn.layers.1"),
+    (r"neck\.conv1", "channel_reduction.0"),
+    (r"neck\.ln1", "channel_reduction.1"),
+    (r"neck\.conv2", "channel_reduction.2"),
+    (r"neck\.ln2", "channel_reduction.3"),
+)
+
+
+class SamTower(Tower):
+    """SAM's encoder without its neck."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the map (B, S/16, S/16, C) of the last block."""
+        x = self.trunk.patch_embed(x) + self.trunk.pos_embed
+        for layer in self.trunk.layers:
+            x = layer(x)
+        return x
+
+
+class Last(nn.Module):
+    """Channels first to channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, H, W, C) from (B, C, H, W)."""
+        return x.permute(0, 2, 3, 1)
+
+
+def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """Return the tower and the layout of the authors' file (mmengine, mmpretrain's names under ``backbone.``)."""
+    settings = dict(MINI if mini else FULL)
+    native = settings.pop("native")
+    # transformers' own start (1e-10) would make random weights blind
+    trunk = SamVisionEncoder(SamVisionConfig(image_size=size, initializer_range=0.02, **settings))
+    neck = trunk.neck
+    del trunk.neck
+    pool = nn.Sequential(neck, Last(), Mean()) if pooling == "neck_mean" else Mean()
+    unused = () if pooling == "neck_mean" else ("backbone.channel_reduction.*",)
+    layout = Layout(NAMES, "backbone.", left_out=unused, adapt=partial(resize_tables, grid=native // 16))
+    return SamTower(trunk, pool), (layout,)
+
+
+def resize_tables(name: str, tensor: Tensor, shape: tuple[int, ...], grid: int) -> Tensor:
+    """Return a position table of ``grid`` x ``grid`` patches for the model's own grid; any other tensor as it is."""
+    if tuple(tensor.shape) == shape:
+        return tensor
+    if name.endswith("pos_embed") and tensor.shape[:3] == (1, grid, grid):
+        resized = nn.functional.interpolate(tensor.permute(0, 3, 1, 2).float(), shape[1:3], mode="bicubic")
+        return resized.permute(0, 2, 3, 1)
+    if "rel_pos" in name and tensor.shape[:1] == (2 * grid - 1,):
+        return nn.functional.interpolate(tensor.T[None].float(), shape[0], mode="linear")[0].T
+    return tensor

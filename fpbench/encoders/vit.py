@@ -1,0 +1,106 @@
+"""FetalCLIP, USFM and DINOv3: vision transformers that timm builds, filled from their authors' files.
+
+FetalCLIP runs in timm because open_clip's tower needs seconds per layer under bfloat16 on a CPU; outputs are the same.
+"""
+
+from functools import partial
+
+import timm
+from torch import Tensor, nn
+
+from fpbench.encoders.checkpoint import Layout, renamed
+from fpbench.encoders.tower import ClassToken, Mean, Tower
+
+TRUNK = (r"^trunk\.", "")
+
+
+def build(name: str, size: int, pooling: str, mini: bool, **options) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """Return the tower and the layouts of the files that exist."""
+    return {"fetalclip": fetalclip, "usfm": usfm, "dinov3": dinov3}[name](size, pooling, mini, **options)
+
+
+def _trunk(architecture: str, size: int, mini: dict | None, **options) -> nn.Module:
+    return timm.create_model(architecture, num_classes=0, img_size=size, **{**options, **(mini or {})})
+
+
+def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """CLIP ViT-L/14: ``projected`` class token (the authors' choice), ``cls`` before the projection, ``patch_mean``."""
+    small = {"embed_dim": 64, "depth": 2, "num_heads": 4}
+    trunk = _trunk("vit_large_patch14_clip_224", size, small if mini else None, global_pool="token")
+    pools = {
+        "projected": lambda: nn.Sequential(ClassToken(), nn.Linear(trunk.embed_dim, 48 if mini else 768, bias=False)),
+        "cls": ClassToken,
+        "patch_mean": partial(Mean, skip=1),
+    }
+    names = renamed(
+        (r"^pool\.1\.weight", "visual.proj"), (r"^trunk\.", "visual."), (r"blocks\.", "transformer.resblocks."),
+        (r"cls_token", "class_embedding"), (r"pos_embed", "positional_embedding"), (r"patch_embed\.proj", "conv1"),
+        (r"norm_pre", "ln_pre"), (r"visual\.norm\.", "visual.ln_post."), (r"norm([12])", r"ln_\1"),
+        (r"attn\.qkv\.", "attn.in_proj_"), (r"attn\.proj", "attn.out_proj"), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
+    )  # fmt: skip
+    text = (
+        "positional_embedding",
+        "text_projection",
+        "logit_scale",
+        "token_embedding.weight",
+        "ln_final.*",
+        "transformer.resblocks.*",
+    )
+    unused = () if pooling == "projected" else ("visual.proj",)
+    context = {"positional_embedding": (117, 768)}  # any other CLIP ViT-L/14 has (77, 768) and else the same names
+    return Tower(trunk, pools[pooling]()), (Layout(names, left_out=(*text, *unused), shapes=context, adapt=_clip),)
+
+
+def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor of open_clip in timm's form: leading ones, the projection as a linear layer."""
+    if name == "pool.1.weight":
+        return tensor.T
+    return (
+        tensor.view(shape)
+        if tuple(tensor.shape) == tuple(shape)[-tensor.ndim :] and tensor.numel() == shape.numel()
+        else tensor
+    )
+
+
+def usfm(size: int, pooling: str, mini: bool, per_block_bias: bool = False) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """BEiT ViT-B/16 with one relative position table; ``per_block_bias`` gives each block its copy, as the authors fine-tune.
+
+    ``patch_mean`` ends with a LayerNorm that no file holds: it starts as a plain one, and fine-tuning may train it.
+    ``cls`` goes through the pretrained norm, ``patch_mean_raw`` through none.
+    """
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 4}
+    bias = {"use_shared_rel_pos_bias": not per_block_bias, "use_rel_pos_bias": per_block_bias}
+    pool = "token" if pooling == "cls" else "avg"
+    trunk = _trunk("beit_base_patch16_224", size, small if mini else None, global_pool=pool, **bias)
+    norm, trunk.fc_norm = trunk.fc_norm, nn.Identity()
+    pools = {"patch_mean": (Mean(1), norm), "patch_mean_raw": (Mean(1),), "cls": (ClassToken(),)}
+    names = renamed(TRUNK, (r"^blocks\.\d+\.attn\.(?=relative_position_bias_table)", "rel_pos_bias."))
+    unused = ("mask_token", "rel_pos_bias.relative_position_index", *(() if pooling == "cls" else ("norm.*",)))
+    return Tower(trunk, nn.Sequential(*pools[pooling])), (Layout(names, left_out=unused, fresh=("pool.1.*",)),)
+
+
+def dinov3(size: int, pooling: str, mini: bool, bf16_periods: bool = False) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """DINOv3 ViT-B/16: ``cls`` or ``patch_mean``, both after the final norm; files of timm, Meta and transformers.
+
+    ``bf16_periods`` rounds the RoPE periods to bfloat16, as the original was trained.
+    """
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 4, "init_values": 0.1}
+    trunk = _trunk("vit_base_patch16_dinov3", size, small if mini else None, global_pool="token")
+    if bf16_periods:
+        trunk.rope.periods = trunk.rope.periods.bfloat16().float()
+    pool = ClassToken() if pooling == "cls" else Mean(trunk.num_prefix_tokens)
+    scale = (r"gamma_([12])", r"ls\1.gamma")
+    meta = renamed(TRUNK, ("reg_token", "storage_tokens"), scale)
+    parts = r"\1q_proj.weight+\1k_proj.weight+\1v_proj.weight"
+    transformers = renamed(
+        (r"^trunk\.(cls_token)", r"embeddings.\1"), (r"^trunk\.reg_token", "embeddings.register_tokens"),
+        (r"^trunk\.patch_embed\.proj", "embeddings.patch_embeddings"), TRUNK, (r"^blocks\.", "layer."),
+        (r"gamma_([12])", r"layer_scale\1.lambda1"), (r"attn\.", "attention."), (r"attention\.proj", "attention.o_proj"),
+        (r"^(.*)qkv\.weight", parts), (r"mlp\.fc1", "mlp.up_proj"), (r"mlp\.fc2", "mlp.down_proj"),
+    )  # fmt: skip
+    zero = ("*.attn.qkv.bias", "*.attn.q_bias", "*.attn.v_bias", "*.attention.[qv]_proj.bias")
+    return Tower(trunk, pool), (
+        Layout(renamed(TRUNK), zero=zero),
+        Layout(meta, left_out=("mask_token", "*.bias_mask", "rope_embed.periods"), zero=zero),
+        Layout(transformers, left_out=("embeddings.mask_token",), zero=zero),
+    )

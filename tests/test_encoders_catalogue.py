@@ -1,0 +1,368 @@
+"""The encoders' protocol, and weights that do not fit: miniatures in the authors' layouts, each damaged in one way."""
+
+import builtins
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fpbench.encoders import catalogue, checkpoint, load_encoder, register_encoder
+from fpbench.encoders.fingerprint import difference, fingerprint, picture, same
+from fpbench.errors import InputError, MissingError
+from fpbench.images import Geometry
+
+SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
+
+
+def authors_tensors(name: str) -> tuple[dict, torch.nn.Module]:
+    """The tensors of a random miniature under the names of the authors' file, and the miniature's module."""
+    module = load_encoder(f"{name}-mini", "random").module
+    entry = catalogue.CATALOGUE[name]
+    _, layouts = catalogue.builder(entry)(name=name, size=entry.mini, pooling=next(iter(entry.poolings)), mini=True)
+    layout = layouts[1 if name == "dinov3" else 0]
+    content = {}
+    for key, tensor in module.state_dict().items():
+        source = layout.source(key)
+        if checkpoint.matches(key, layout.fresh):
+            continue
+        tensor = tensor.T if source == "visual.proj" else tensor
+        tensor = tensor.reshape(tensor.shape[-1:]) if source == "visual.class_embedding" else tensor
+        content[source] = (tensor[0] if source == "visual.positional_embedding" else tensor).clone()
+    return content, module
+
+
+def write(content: dict, path: Path) -> Path:
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in content.items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def authors():
+    """Miniature files of all seven."""
+    return {name: authors_tensors(name)[0] for name in SEVEN}
+
+
+@pytest.fixture
+def grey() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_a_file_in_the_authors_layout_gives_the_same_module(name, tmp_path):
+    content, module = authors_tensors(name)
+    encoder = load_encoder(f"{name}-mini", write(content, tmp_path / "w.pth"), seed=1)
+    assert encoder.weights.sha256 == checkpoint.tensors_sha256(module)
+    assert encoder.weights.source == "file"
+    assert len(encoder.weights.file_sha256) == 64
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_one_tensor_missing_renamed_transposed_or_added_is_named(name, authors, tmp_path):
+    content = authors[name]
+    first = next(key for key, tensor in content.items() if tensor.ndim >= 2 and tensor.shape[0] != tensor.shape[1])
+    last = [key for key in content if key.endswith(("weight", "bias", "proj"))][-1]
+    prefix = last.split(".")[0]
+    rest = {key: tensor for key, tensor in content.items() if key != last}
+    damaged = {
+        "missing from the file": (rest, last),
+        "missing": ({**rest, f"{prefix}.renamed": content[last]}, last),
+        "not in the model": ({**rest, f"{prefix}.renamed": content[last]}, f"{prefix}.renamed"),
+        "another shape": ({**content, first: content[first].transpose(0, 1).contiguous()}, first),
+        "not in the model (1)": ({**content, f"{prefix}.added": torch.zeros(3)}, f"{prefix}.added"),
+    }
+    for words, (tensors, culprit) in damaged.items():
+        with pytest.raises(InputError, match=re.escape(words)) as caught:
+            load_encoder(f"{name}-mini", write(tensors, tmp_path / "w.pth"))
+        assert culprit in str(caught.value)
+
+
+def test_another_clip_model_is_not_taken_for_fetalclip(authors, tmp_path):
+    for length, fits in ((117, True), (77, False)):
+        content = {**authors["fetalclip"], "positional_embedding": torch.zeros(length, 768)}
+        path = write(content, tmp_path / "w.pth")
+        if fits:
+            load_encoder("fetalclip-mini", path)
+        else:
+            with pytest.raises(InputError, match=r"positional_embedding \(77, 768\) where this model's file has \(117"):
+                load_encoder("fetalclip-mini", path)
+
+
+def test_the_printed_ignore_overrules_and_is_recorded(authors, tmp_path):
+    content = {**authors["usfm"], "head.weight": torch.zeros(6, 48)}
+    del content["blocks.1.attn.q_bias"]
+    path = write(content, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="fine-tuned model with its classifier") as caught:
+        load_encoder("usfm-mini", path)
+    ignore = eval(re.search(r"ignore=(\[.*\])", str(caught.value))[1])
+    assert ignore == ["blocks.1.attn.q_bias", "head.weight"]
+    assert "head.weight" in load_encoder("usfm-mini", path, ignore=ignore).weights.ignored
+
+
+def test_a_bias_that_the_model_does_not_have_must_be_zero(authors, tmp_path):
+    content = dict(authors["dinov3"])
+    content["blocks.0.attn.qkv.bias"] = torch.zeros(144)
+    load_encoder("dinov3-mini", write(content, tmp_path / "w.pth"))
+    content["blocks.0.attn.qkv.bias"] = torch.ones(144)
+    with pytest.raises(InputError, match=r"blocks\.0\.attn\.qkv\.bias"):
+        load_encoder("dinov3-mini", write(content, tmp_path / "w.pth"))
+
+
+def test_a_table_given_to_every_block_is_not_shared_between_them(authors, tmp_path):
+    path = write(authors["usfm"], tmp_path / "w.pth")
+    blocks = load_encoder("usfm-mini", path, options={"per_block_bias": True}).module.trunk.blocks
+    tables = [block.attn.relative_position_bias_table for block in blocks]
+    assert torch.equal(tables[0], tables[1])
+    assert tables[0].data_ptr() != tables[1].data_ptr()
+
+
+def test_filling_never_writes_to_the_file(authors, tmp_path):
+    path = write(authors["usfm"], tmp_path / "w.pth")
+    before = path.read_bytes()
+    with torch.no_grad():
+        for parameter in load_encoder("usfm-mini", path).module.parameters():
+            parameter.add_(1)
+    assert path.read_bytes() == before
+
+
+BROKEN = {
+    "w.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer"),
+    "page.pth": (b"<!DOCTYPE html><html><body>Quota exceeded</body></html>", "web page"),
+    "empty.pth": (b"", "empty"),
+    "empty.safetensors": (b"", "empty"),
+    "page.safetensors": (b"<html></html>", "web page"),
+    "noise.pth": (b"\x00\x01" * 999, "refused"),
+}
+
+
+@pytest.mark.parametrize("file", BROKEN)
+def test_what_is_no_weights_file_is_called_by_its_name(file, tmp_path):
+    content, words = BROKEN[file]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        load_encoder("usfm-mini", tmp_path / file)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_truncated_file_is_called_truncated(authors, suffix, share, tmp_path):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        write(authors["usfm"], path)
+    else:
+        save_file(authors["usfm"], path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(InputError, match="truncated"):
+        load_encoder("usfm-mini", path)
+
+
+def test_a_file_that_is_not_there_and_one_without_tensors(tmp_path):
+    with pytest.raises(MissingError, match=r"nothing\.pth"):
+        load_encoder("usfm-mini", tmp_path / "nothing.pth")
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="epoch, optimizer"):
+        load_encoder("usfm-mini", tmp_path / "w.pth")
+
+
+class Runs:
+    """A pickle that calls a function when it is read."""
+
+    def __init__(self, function, *args) -> None:
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("function", [os.system, subprocess.getoutput, builtins.eval, builtins.exec])
+def test_a_pickle_that_runs_a_command_is_refused(authors, function, inside, tmp_path):
+    mark = tmp_path / "executed"
+    command = f"__import__('pathlib').Path({str(mark)!r}).touch()" if function in (eval, exec) else f"touch {mark}"
+    tensors = {**authors["usfm"], **({"norm.bias": Runs(function, command)} if inside else {})}
+    torch.save({"state_dict": tensors, "meta": None if inside else Runs(function, command)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="nothing of it was executed"):
+        load_encoder("usfm-mini", tmp_path / "w.pth")
+    assert not mark.exists()
+    torch.load(tmp_path / "w.pth", weights_only=False)  # the test's own check: elsewhere it does run
+    assert mark.exists()
+
+
+def test_objects_of_a_framework_are_stubs_and_never_built(authors, tmp_path):
+    import fractions
+
+    content = {"state_dict": authors["usfm"], "lr": fractions.Fraction(1, 3), "log": np.arange(3.0), "path": Path("x")}
+    fractions.Fraction.__module__ = "mmengine"
+    import sys
+
+    sys.modules["mmengine"] = fractions
+    try:
+        torch.save(content, tmp_path / "w.pth")
+    finally:
+        del sys.modules["mmengine"]
+        fractions.Fraction.__module__ = "fractions"
+    assert load_encoder("usfm-mini", tmp_path / "w.pth").weights.source == "file"
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_pictures_in_every_form_give_the_same_embedding(name, grey):
+    encoder = load_encoder(f"{name}-mini", "random")
+    colour = np.stack([grey, grey[::-1], 255 - grey], -1)
+    images = [Image.fromarray(grey), Image.fromarray(colour)]
+    both = encoder.embed(images)
+    assert both.shape == (2, encoder.dim)
+    assert both.dtype == np.float32
+    assert np.isfinite(both).all()
+    scale = np.abs(both).max()
+    for row, image in enumerate(images):
+        assert encoder.embed(image).shape == (encoder.dim,)
+        assert np.abs(encoder.embed(image) - both[row]).max() < 1e-5 * scale
+    assert np.abs(encoder.embed(encoder.prepare(images)) - both).max() == 0
+    assert np.abs(encoder.embed(encoder.prepare(images[:1])) - both[:1]).max() < 1e-5 * scale
+    assert encoder.embed([]).shape == (0, encoder.dim)
+    with pytest.raises(InputError, match="expected uint8"):
+        encoder.embed(grey)
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_a_frozen_encoder_stays_as_it_is(name):
+    encoder = load_encoder(f"{name}-mini", "random")
+    before = checkpoint.tensors_sha256(encoder.module)
+    encoder.embed([picture(), picture()[::-1]])
+    assert checkpoint.tensors_sha256(encoder.module) == before == encoder.weights.sha256
+    assert not any(module.training for module in encoder.module.modules())
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_one_alone():
+    state = torch.random.get_rng_state()
+    one, again, other = (load_encoder("mofo-mini", "random", seed=seed) for seed in (0, 0, 1))
+    assert one.weights.sha256 == again.weights.sha256 != other.weights.sha256
+    assert one.weights.label == "random weights"
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_settings_that_cannot_be_are_refused():
+    for settings, words in (
+        ({"pooling": "max"}, "expected one of patch_mean, cls"),
+        ({"geometry": {"size": 96}}, "expected an input side of 64, fixed"),
+        ({"geometry": {"sides": 64}}, "unknown geometry fields"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_encoder("usfm-mini", "random", **settings)
+    with pytest.raises(InputError, match="multiples of 16"):
+        load_encoder("dinov3-mini", "random", geometry={"size": 72})
+    with pytest.raises(InputError, match="unknown encoder 'usmf'"):
+        load_encoder("usmf")
+    with pytest.raises(InputError, match="miniature"):
+        load_encoder("usfm-mini")
+
+
+def test_everything_an_embedding_depends_on_is_in_its_identity():
+    plain = load_encoder("dinov3-mini", "random")
+    changed = (
+        {"options": {"bf16_periods": True}},
+        {"pooling": "patch_mean"},
+        {"seed": 1},
+        {"geometry": {"size": 80}},
+        {"geometry": {"interpolation": "bilinear"}},
+        {"mean": (0.0, 0.0, 0.0)},
+    )
+    for settings in changed:
+        assert load_encoder("dinov3-mini", "random", **settings).identity() != plain.identity(), settings
+
+
+def test_the_same_long_side_as_mmdetection():
+    """Its float scale cuts 784 * (1024 / 784) to 1023: the last column is padding."""
+    white = np.full((100, 784), 255, np.uint8)
+    prepared = Geometry("fit_pad", 1024, "opencv-bilinear")(white)
+    assert prepared[:130, 1022].min() == 255
+    assert prepared[:, 1023].max() == 0
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_a_fingerprint_knows_its_encoder(name):
+    one = fingerprint(load_encoder(f"{name}-mini", "random"))
+    again = fingerprint(load_encoder(f"{name}-mini", "random"))
+    assert one == again
+    assert same(one, again)
+    assert not same(one, fingerprint(load_encoder(f"{name}-mini", "random", seed=1)))
+    moved = {**one, "digest": "", "values": [value * (1 + 1e-4) for value in one["values"]]}
+    assert 0 < difference(moved, one) < 2e-3
+    assert difference({**one, "dim": 1}, one) == float("inf")
+
+
+def test_a_fingerprint_notices_a_changed_adapter():
+    one = fingerprint(load_encoder("usfm-mini", "random"))
+    for settings in ({"pooling": "patch_mean_raw"}, {"mean": (0.5, 0.5, 0.5)}, {"geometry": {"kind": "pad_square"}}):
+        assert not same(one, fingerprint(load_encoder("usfm-mini", "random", **settings))), settings
+
+
+def test_models_md_is_current():
+    text = (Path(__file__).parent.parent / "MODELS.md").read_text()
+    assert text == catalogue.models_md(), "write it again: fpbench.encoders.catalogue.models_md()"
+
+
+def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "CATALOGUE", dict(catalogue.CATALOGUE))
+    code = re.search(r"```python\n(.*?)```", catalogue.models_md(), re.S)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    names: dict = {}
+    exec(code, names)
+    encoder = names["encoder"]
+    assert encoder.embed([picture()]).shape == (1, 8)
+    torch.save(encoder.module.state_dict(), tmp_path / "w.pt")
+    assert load_encoder("tiny", tmp_path / "w.pt", seed=5).weights.sha256 == encoder.weights.sha256
+    with pytest.raises(InputError, match="'tiny'"):
+        register_encoder("tiny", names["tiny"], Geometry("squash", 64), dim=8)
+
+
+def test_a_timm_model_by_its_name(tmp_path):
+    encoder = load_encoder("timm:resnet10t", "random", geometry={"kind": "squash", "size": 64})
+    assert encoder.geometry == Geometry("squash", 64, "bicubic")
+    assert encoder.embed([picture()]).shape == (1, encoder.dim)
+    torch.save(encoder.module.state_dict(), tmp_path / "w.pt")
+    again = load_encoder("timm:resnet10t", tmp_path / "w.pt", seed=3)
+    assert again.weights.sha256 == encoder.weights.sha256
+    with pytest.raises(InputError, match="did you mean"):
+        load_encoder("timm:resnet51", "random")
+
+
+def test_an_open_clip_model_by_its_name():
+    with pytest.raises(InputError, match="no model 'nothing'"):
+        load_encoder("open_clip:nothing", "random")
+    with pytest.raises(InputError, match="with a TAG of"):
+        load_encoder("open_clip:ViT-B-32", "hub")
+
+
+@pytest.fixture
+def hf_folder(tmp_path) -> Path:
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_transformers_model_by_its_folder(hf_folder):
+    hub, file = (load_encoder(f"hf:{hf_folder}", weights) for weights in ("hub", hf_folder / "model.safetensors"))
+    assert hub.geometry == Geometry("squash", 32, "bilinear")
+    assert hub.mean == (0.5, 0.5, 0.5)
+    assert hub.weights.sha256 == file.weights.sha256
+    assert np.array_equal(hub.embed([picture()]), file.embed([picture()]))
+    assert load_encoder(f"hf:{hf_folder}", "random", pooling="mean").embed([picture()]).shape == (1, 32)
+
+
+def test_a_transformers_file_that_loads_half_is_refused(hf_folder):
+    from safetensors.torch import load_file
+
+    tensors = load_file(hf_folder / "model.safetensors")
+    del tensors["encoder.layer.0.attention.output.dense.bias"]
+    save_file(tensors, hf_folder / "half.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="missing from the file"):
+        load_encoder(f"hf:{hf_folder}", hf_folder / "half.safetensors")
