@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fpbench import transfer
 from fpbench.cohorts import download
 from fpbench.cohorts.download import AFRICA, SPAIN, extract, fetch
 from fpbench.errors import InputError, MissingError
@@ -122,7 +123,7 @@ def site():
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(transfer, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -331,7 +332,7 @@ def test_resume_after_drop(site, spain, root):
 
 
 def test_resume_in_the_next_run(site, spain, root, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     site.faults = [{"drop": 300_000}]
     with pytest.raises(InputError, match=r"gave up after 1 attempts.*Run again to go on"):
         fetch(spain, root)
@@ -465,8 +466,8 @@ def test_permanent_refusal(site, spain, root, status, error):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_passing_refusal(site, spain, root, status, monkeypatch):
     pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
-    monkeypatch.setattr(download, "PAUSE", 2.0)
+    monkeypatch.setattr(transfer.time, "sleep", pauses.append)
+    monkeypatch.setattr(transfer, "PAUSE", 2.0)
     site.faults = [{"status": status}, {"status": status, "headers": {"Retry-After": "7"}}]
     assert tree(fetch(spain, root)) == spain_files()
     assert pauses == [2.0, 7.0]
@@ -488,7 +489,7 @@ def test_endless_body(site, spain, root):
     site.faults = [{"body": b"x" * (spain.size + 5_000_000), "headers": {"Content-Length": None}}]
     with pytest.raises(InputError, match=rf"more than the {spain.size:,} bytes"):
         fetch(spain, root)
-    assert (root / f"{SPAIN.file}.part").stat().st_size < spain.size + 2 * download.CHUNK
+    assert (root / f"{SPAIN.file}.part").stat().st_size < spain.size + 2 * transfer.CHUNK
     assert tree(fetch(spain, root)) == spain_files()
 
 

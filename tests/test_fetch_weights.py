@@ -10,8 +10,7 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from fpbench import artifacts
-from fpbench.cohorts import download
+from fpbench import artifacts, transfer
 from fpbench.encoders import catalogue, fetch
 from fpbench.encoders.catalogue import Source
 from fpbench.errors import InputError, MissingError
@@ -79,8 +78,8 @@ def server(monkeypatch, tmp_path):
     root = f"http://127.0.0.1:{http.server_port}"
     monkeypatch.setenv("FPBENCH_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("FPBENCH_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(download, "PAUSE", 0.0)
-    monkeypatch.setattr(download, "ATTEMPTS", 3)
+    monkeypatch.setattr(transfer, "PAUSE", 0.0)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 3)
     monkeypatch.setattr(fetch, "DRIVE", f"{root}/drive")
     monkeypatch.setattr(fetch, "DRIVE_FOLDER", f"{root}/folder")
 

@@ -16,8 +16,7 @@ from urllib.parse import urlencode, urljoin
 
 import requests
 
-from fpbench import artifacts, paths
-from fpbench.cohorts import download
+from fpbench import artifacts, paths, transfer
 from fpbench.encoders.catalogue import Entry, find
 from fpbench.errors import InputError, MissingError
 
@@ -156,7 +155,7 @@ def _transfer(entry: Entry, path: Path, lock: Path | None, progress: bool) -> st
         if source.kind != "url":
             file_id = _in_folder(address, source.file) if source.kind == "drive-folder" else address
             address = f"{DRIVE}?{urlencode({'id': file_id, 'export': 'download', 'confirm': 't'})}"
-        address, size = download._persist(partial(_probe, address), address)
+        address, size = transfer.persist(partial(_probe, address), address)
         if source.confirmed and size != source.size:
             raise InputError(f"{address}: expected {source.size:,} bytes, the server has {size:,}")
         _resume(address, path, size, progress)
@@ -171,15 +170,15 @@ def _resume(address: str, path: Path, size: int, progress: bool) -> None:
         raise InputError(
             f"{path.parent}: {size:,} bytes are needed, {free:,} are free: make room, or set FPBENCH_WEIGHTS"
         )
-    part = download._Resume(path.with_name(f"{path.name}.part"), size, progress)
-    download._persist(partial(part._transfer, address), address)
+    part = transfer.Resume(path.with_name(f"{path.name}.part"), size, progress)
+    transfer.persist(partial(part.transfer, address), address)
     os.replace(part.part, path)
     part.etag.unlink(missing_ok=True)
 
 
 def _probe(address: str, confirmed: bool = False) -> tuple[str, int]:
     """Return the address that really sends the file, and its size; Drive's page about viruses is answered once."""
-    with requests.get(address, headers=download.HEADERS, stream=True, timeout=download.TIMEOUT) as response:
+    with requests.get(address, headers=transfer.HEADERS, stream=True, timeout=transfer.TIMEOUT) as response:
         response.raise_for_status()
         if "text/html" not in response.headers.get("Content-Type", ""):
             if "Content-Length" not in response.headers:
@@ -208,12 +207,12 @@ def _in_folder(folder: str, file: str) -> str:
     """Return the id of a file in a public Drive folder."""
 
     def page() -> str:
-        response = requests.get(DRIVE_FOLDER, {"id": folder}, headers=download.HEADERS, timeout=download.TIMEOUT)
+        response = requests.get(DRIVE_FOLDER, {"id": folder}, headers=transfer.HEADERS, timeout=transfer.TIMEOUT)
         response.raise_for_status()
         return response.text
 
     entries = re.findall(
-        r"/file/d/([\w-]+)/.*?flip-entry-title[^>]*>([^<]*)<", download._persist(page, DRIVE_FOLDER), re.S
+        r"/file/d/([\w-]+)/.*?flip-entry-title[^>]*>([^<]*)<", transfer.persist(page, DRIVE_FOLDER), re.S
     )
     found = [file_id for file_id, title in entries if html.unescape(title) == file]
     if not found:
