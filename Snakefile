@@ -5,6 +5,7 @@ A job is stale when its ``key`` changes: cohort files, weights, study fields, co
 
 import sys
 
+from fpbench.protocols import job_key
 from fpbench.study import load_study
 
 STUDY = load_study(config["study"])
@@ -23,7 +24,7 @@ rule cohorts:
     output:
         OUT / "cohorts.json",
     params:
-        key=STUDY.key(),
+        key=job_key(STUDY),
     log:
         notebook=OUT / "notebooks" / "01_cohorts.ipynb",
     threads: STUDY.threads
@@ -38,7 +39,7 @@ rule splits:
         OUT / "splits.csv",
         OUT / "splits.json",
     params:
-        key=STUDY.key(),
+        key=job_key(STUDY),
     log:
         notebook=OUT / "notebooks" / "02_splits.ipynb",
     threads: STUDY.threads
@@ -52,7 +53,7 @@ rule encoders:
     output:
         OUT / "encoders.csv",
     params:
-        key=STUDY.key(*ENCODERS),
+        key=job_key(STUDY, *ENCODERS),
     log:
         notebook=OUT / "notebooks" / "03_encoders.ipynb",
     threads: STUDY.threads
@@ -66,7 +67,7 @@ rule linear_probing:
     output:
         OUT / "predictions" / "{encoder}" / "probing.json",
     params:
-        key=lambda wildcards: STUDY.key(wildcards.encoder),
+        key=lambda wildcards: job_key(STUDY, wildcards.encoder),
     log:
         notebook=OUT / "notebooks" / "04_linear_probing.{encoder}.ipynb",
     threads: STUDY.threads
@@ -80,7 +81,7 @@ rule benchmark:
     output:
         OUT / "tables" / "table1.csv",
     params:
-        key=STUDY.key(*ENCODERS),
+        key=job_key(STUDY, *ENCODERS),
     log:
         notebook=OUT / "notebooks" / "06_benchmark.ipynb",
     threads: STUDY.threads

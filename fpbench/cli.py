@@ -17,14 +17,20 @@ Root = Annotated[Path | None, typer.Option(help="The folder of the cohort; defau
 
 @app.command()
 def fetch(
-    cohort: str,
-    root: Annotated[Path | None, typer.Option(help="Where archive and folder go; default: the data folder.")] = None,
+    what: Annotated[list[str], typer.Argument(help="spain, africa, or: weights NAME...")],
+    root: Annotated[Path | None, typer.Option(help="Where a cohort goes; default: the data folder.")] = None,
 ) -> None:
-    """Download a public cohort from Zenodo, check it and unpack it."""
+    """Download a public cohort (checked, unpacked), or the weights of encoders (checked, pinned by hash)."""
     from fpbench.cohorts import fetch_cohort, load_cohort
+    from fpbench.encoders.fetch import fetch as fetch_weights
 
-    folder = fetch_cohort(cohort, root)
-    print(load_cohort(cohort, folder).describe())
+    kind, *names = what
+    if kind == "weights":
+        for name in names:
+            print(fetch_weights(name))
+        return
+    for name in what:
+        print(load_cohort(name, fetch_cohort(name, root)).describe())
 
 
 @app.command()
@@ -45,10 +51,11 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and why they run; do nothing.")] = False,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
+    from fpbench.protocols import job_key
     from fpbench.study import load_study
 
     plan = load_study(study)
-    plan.key(*(spec.name for spec in plan.encoders))
+    job_key(plan, *(spec.name for spec in plan.encoders))
     location = Path(study).resolve() if Path(study).suffix else study
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     command += ["--directory", str(plan.folder), "--config", f"study={location}", "--cores", str(jobs * plan.threads)]

@@ -1,11 +1,10 @@
 """Figures: a tidy frame (or pictures) in, axes out. One style file, one fixed colour per encoder, colour-blind safe.
 
-``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself, and shows it.
+Importing this module applies the style. ``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself, and shows it.
 """
 
 from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -33,11 +32,6 @@ COLOURS = {  # Okabe and Ito's palette
     "dinov3": "#CC79A7",
 }
 OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#DDCC77")
-
-
-def use_style() -> None:
-    """Apply the project's matplotlib style to this process."""
-    plt.style.use(Path(__file__).with_name("fpbench.mplstyle"))
 
 
 def colours(encoders) -> dict[str, str]:
@@ -210,4 +204,4 @@ def embedding_map(study: Study, encoder: str, cohorts: tuple[Cohort, ...], most:
     return figure
 
 
-mpl.set_loglevel("warning")
+plt.style.use(Path(__file__).with_name("fpbench.mplstyle"))

@@ -7,14 +7,16 @@ on the fold's validation rows alone: test rows enter only after the choice is ma
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fpbench import artifacts, predictions, probing
-from fpbench.cohorts import Cohort
+from fpbench import artifacts, embeddings, images, predictions, probing, splits
+from fpbench.cohorts import Cohort, folder_of
 from fpbench.embeddings import embed_cohort, embedding_key
+from fpbench.errors import MissingError
 from fpbench.splits import Fold, Splits
 from fpbench.study import Study
 
@@ -188,3 +190,33 @@ def curves(files: list[Path]) -> pd.DataFrame:
             pd.DataFrame(curve, columns=["strength", "loss"]).assign(fold=int(path.stem.removeprefix("fold")))
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def job_key(study: Study, *encoders: str) -> str:
+    """Return a digest of everything that a notebook depends on: the one authority on whether it must run again.
+
+    Without encoders: cohorts and splits. With some: their weights and settings, the probes and the code of every step too.
+    """
+    parts = [images.VERSION, splits.VERSION, study.task, study.split, study.folds, study.seed]
+    parts += [[spec.name, spec.missing, _folder_digest(spec.name, study.root(spec))] for spec in study.cohorts]
+    if encoders:
+        parts += [embeddings.VERSION, VERSION, study.probes, study.threads, study.device]
+        specs = [study.encoder_spec(name) for name in encoders]
+        parts += [[asdict(spec), _file_digest(study.weights(spec))] for spec in specs]
+    return artifacts.digest(parts)[:16]
+
+
+def _folder_digest(name: str, root: Path | None) -> str:
+    """Return a digest of the label file and of the names and sizes of all pictures."""
+    source, folder = folder_of(name, root)
+    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.png"))
+    return artifacts.digest([artifacts.file_sha256(folder / source.csv), files])
+
+
+@cache
+def _file_digest(weights: str) -> str:
+    if weights in ("hub", "random"):
+        return weights
+    if not Path(weights).is_file():
+        raise MissingError(f"expected a weights file at {weights}, found nothing: check the study, or FPBENCH_SHARED")
+    return artifacts.file_sha256(Path(weights))

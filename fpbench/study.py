@@ -1,17 +1,17 @@
 """What to run: a frozen dataclass read from ``studies/*.yaml``. Unknown keys and wrong types are errors.
 
-The study also says where its files lie and what each job depends on: ``Study.key`` is the one authority on staleness.
+The study also says where its files lie, and loads its cohorts and encoders.
 """
 
 import difflib
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cache, cached_property
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_origin
 
 import yaml
 
-from fpbench import artifacts, paths
+from fpbench import paths
 from fpbench.errors import InputError, MissingError
 from fpbench.tasks import Task, get_task
 
@@ -132,7 +132,7 @@ class Study:
         settings = {key: value for key in ("mean", "std", "pooling", "options") if (value := getattr(spec, key))}
         return load_encoder(
             spec.model,
-            self._weights(spec),
+            self.weights(spec),
             name=name,
             geometry=spec.geometry,
             seed=spec.seed,
@@ -151,13 +151,10 @@ class Study:
         return self.device
 
     def begin(self) -> "Study":
-        """Hold this process to the study's threads (results depend on them in the last bits) and style; return the study."""
+        """Hold this process to the study's threads (results depend on them in the last bits); return the study."""
         from threadpoolctl import threadpool_limits
 
-        from fpbench import figures
-
         threadpool_limits(self.threads)
-        figures.use_style()
         return self
 
     def describe(self) -> None:
@@ -172,49 +169,13 @@ class Study:
         """Return the folder of a cohort; None: the default one."""
         return paths.expand(spec.root) if spec.root else None
 
-    def _weights(self, spec: EncoderSpec) -> str:
+    def weights(self, spec: EncoderSpec) -> str:
+        """Return the weights of an encoder as ``load_encoder`` takes them: hub, random, or an absolute path."""
         if spec.weights == "hub" and ":" not in spec.model:  # a file of the catalogue, pinned by the study
             from fpbench.encoders.fetch import locate
 
             return str(locate(spec.model, self.folder / "weights.lock.json"))
         return spec.weights if spec.weights in ("hub", "random") else str(paths.expand(spec.weights))
-
-    def key(self, *encoders: str) -> str:
-        """Return a digest of everything that the jobs of these encoders depend on (none: cohorts and splits only)."""
-        from fpbench import embeddings, images, protocols, splits
-
-        versions = [images.VERSION, splits.VERSION, embeddings.VERSION, protocols.VERSION]
-        shared = {
-            name: getattr(self, name) for name in ("task", "split", "folds", "seed", "probes", "threads", "device")
-        }
-        parts = [
-            shared,
-            versions,
-            [[spec.name, spec.missing, _folder_digest(spec.name, self.root(spec))] for spec in self.cohorts],
-        ]
-        parts += [
-            [asdict(self.encoder_spec(name)), _file_digest(self._weights(self.encoder_spec(name)))] for name in encoders
-        ]
-        return artifacts.digest(parts)[:16]
-
-
-def _folder_digest(name: str, root: Path | None) -> str:
-    """Return a digest of the label file and of the names and sizes of all pictures."""
-    from fpbench.cohorts import folder_of
-
-    source, folder = folder_of(name, root)
-    sums = artifacts.file_sha256(folder / source.csv)
-    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.png"))
-    return artifacts.digest([sums, files])
-
-
-@cache
-def _file_digest(weights: str) -> str:
-    if weights in ("hub", "random"):
-        return weights
-    if not Path(weights).is_file():
-        raise MissingError(f"expected a weights file at {weights}, found nothing: check the study, or FPBENCH_SHARED")
-    return artifacts.file_sha256(Path(weights))
 
 
 def load_study(name: str | Path) -> Study:

@@ -3,6 +3,7 @@ import yaml
 
 from fpbench import load_study, paths
 from fpbench.errors import InputError, MissingError
+from fpbench.protocols import job_key
 
 GOOD = {
     "name": "x", "title": "X", "cohorts": [{"name": "spain"}], "encoders": [{"name": "a", "model": "timm:resnet18", "weights": "random"}],
@@ -66,7 +67,7 @@ def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, mo
     from fpbench import protocols
 
     study = load_study(small_study)
-    keys = [study.key("tiny")]
+    keys = [job_key(study, "tiny")]
     text = small_study.read_text()
     for old, new in (
         ("threads: 1", "threads: 2"),
@@ -75,24 +76,24 @@ def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, mo
         ("batch_size: 8", "batch_size: 4"),
     ):
         small_study.write_text(text.replace(old, new))
-        keys.append(load_study(small_study).key("tiny"))
+        keys.append(job_key(load_study(small_study), "tiny"))
     label_file = small["spain"] / "FETAL_PLANES_DB_data.csv"
     label_file.write_text(label_file.read_text().replace("Op. 1", "Op. 2", 1))
-    keys.append(study.key("tiny"))
+    keys.append(job_key(study, "tiny"))
     (small["africa"] / "Ghana" / "patient001_GHA_plane0.png").unlink()
-    keys.append(study.key("tiny"))
+    keys.append(job_key(study, "tiny"))
     monkeypatch.setattr(protocols, "VERSION", 99)
-    keys.append(study.key("tiny"))
+    keys.append(job_key(study, "tiny"))
     assert len(set(keys)) == len(keys)
-    assert study.key("tiny") == keys[-1]
+    assert job_key(study, "tiny") == keys[-1]
 
 
 def test_the_title_and_label_change_no_key(small_study):
-    before = load_study(small_study).key("tiny")
+    before = job_key(load_study(small_study), "tiny")
     small_study.write_text(
         small_study.read_text().replace("A small study", "Another title").replace("made by a test", "another label")
     )
-    assert load_study(small_study).key("tiny") == before
+    assert job_key(load_study(small_study), "tiny") == before
 
 
 def test_paths_take_variables_and_defaults(monkeypatch, tmp_path):
@@ -109,6 +110,6 @@ def test_a_device_that_is_not_there_and_a_missing_weights_file(small_study, tmp_
         load_study(small_study).load_encoder("tiny")
     small_study.write_text(small_study.read_text().replace("weights: random", f"weights: {tmp_path}/none.safetensors"))
     with pytest.raises(MissingError, match="weights file"):
-        load_study(small_study).key("tiny")
+        job_key(load_study(small_study), "tiny")
     with pytest.raises(InputError, match="no encoder 'other'"):
-        load_study(small_study).key("other")
+        job_key(load_study(small_study), "other")
