@@ -670,3 +670,18 @@ def test_killed_extraction(tmp_path):
     (left / "Images" / "half.png").write_bytes(b"half")
     assert tree(extract(path, folder, **ROOMY)) == spain_files()
     assert_tidy(tmp_path, "a.zip", "spain")
+
+
+def test_a_fetched_cohort_is_held_to_the_published_counts(spain, root, monkeypatch):
+    """The path of `fpbench fetch spain`: transfer, md5, extraction, counts, and only then a folder."""
+    from fpbench import cohorts
+
+    source = replace(cohorts.SOURCES["spain"], archive=spain)
+    monkeypatch.setitem(cohorts.SOURCES, "spain", source)
+    with pytest.raises(InputError, match="total images: expected 12,400, found 6"):
+        cohorts.fetch_cohort("spain", root)
+    assert not (root / "spain").exists()
+    monkeypatch.setitem(cohorts.SOURCES, "spain", replace(source, counts={"total": {"images": 6, "patients": 6}}))
+    assert len(cohorts.load_cohort("spain", cohorts.fetch_cohort("spain", root))) == 6
+    with pytest.raises(InputError, match="no archive is known for 'phantom-spain'"):
+        cohorts.fetch_cohort("phantom-spain", root)
