@@ -43,8 +43,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory) -> Path:
-    """A cache that lives as long as the test session: the sample is embedded once."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache for the whole test session, shared by parallel workers as by any processes: the sample is embedded once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "cache"
 
 
 def picture(rng: np.random.Generator, kind: int, width: int = 60, height: int = 44) -> np.ndarray:
