@@ -51,7 +51,7 @@ def refresh(study: str = "demo") -> None:
     from fpbench import load_study, predictions, reference
 
     plan = load_study(study)
-    reference.write(study, predictions.read_study(plan.folder / "predictions", plan.the_task), plan.the_task)
+    reference.write(study, predictions.read(plan.all_predictions(), plan.the_task), plan.the_task)
     for source in sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb")):
         executed = plan.folder / "refreshed" / source.name
         execute(source, executed, {})

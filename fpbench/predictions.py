@@ -86,11 +86,6 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
     return together
 
 
-def read_study(folder: Path, task: Task) -> pd.DataFrame:
-    """Read all predictions files below a folder of a study."""
-    return read(folder.rglob("*.parquet"), task)
-
-
 def validate(frame: pd.DataFrame, task: Task, where: str) -> None:
     """Raise InputError unless the frame is a predictions table of the task."""
     expected = [*COLUMNS, *task.columns()]

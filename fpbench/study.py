@@ -92,6 +92,11 @@ class Study:
         """Return the path of one predictions file."""
         return self.folder / "predictions" / encoder / protocol / f"fold{fold}.parquet"
 
+    def all_predictions(self) -> list[Path]:
+        """Return every predictions file that this study calls for: files of other encoders, probes or folds do not count."""
+        names = [(spec.name, probe) for spec in self.encoders for probe in self.probes]
+        return [self.predictions(*name, fold) for name in names for fold in range(self.folds)]
+
     @cached_property
     def the_task(self) -> Task:
         """Return the task."""
