@@ -4,6 +4,7 @@ import builtins
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,12 @@ def test_a_fingerprint_notices_a_changed_adapter():
 def test_models_md_is_current():
     text = (ROOT / "MODELS.md").read_text()
     assert text == catalogue.models_md(), "write it again: fpbench.encoders.catalogue.models_md()"
+
+
+def test_a_fact_that_yaml_misread_is_refused():
+    for misread in ({"saw_spain": False}, {"gmacs": 4.1}):
+        with pytest.raises(InputError, match=f"usfm: {next(iter(misread))}: expected text"):
+            replace(catalogue.CATALOGUE["usfm"], **misread)
 
 
 def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path, small_study):

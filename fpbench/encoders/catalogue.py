@@ -1,21 +1,22 @@
 """The facts of each encoder: where its weights are, what it expects, what it returns, what it was trained on.
 
-What we could not verify is marked: ``confirmed=False`` on a hash, "unknown" on a fact. MODELS.md is written from here.
+The facts themselves are data, in `catalogue.yaml`; MODELS.md is written from them. What we could not verify is marked:
+``confirmed=False`` on a hash, "unknown" on a fact.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from fpbench.errors import InputError
 from fpbench.images import Geometry
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class Entry:
     paper: str = ""
     note: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no text where text is due: YAML reads a plain no as False and a plain 4.1 as a number."""
+        for field in fields(self):
+            if field.type is str and not isinstance(found := getattr(self, field.name), str):
+                raise InputError(f"{self.name}: {field.name}: expected text, found {found!r}: put it in quotes")
+
 
 CATALOGUE: dict[str, Entry] = {}
 
@@ -101,157 +108,14 @@ def check_side(entry: Entry, own: int, side: int) -> None:
         raise InputError(f"{entry.name}: expected an input side of {own}, {entry.sides}; found {side}")
 
 
-NOT_NAMED = "not named among the authors' data; overlap not ruled out"
-add(
-    Entry(
-        name="fetalclip",
-        adapter="vit",
-        architecture="CLIP ViT-L/14 (image tower)",
-        geometry=Geometry("pad_square", 224, "bicubic"),
-        **CLIP,
-        poolings={"projected": 768, "cls": 1024, "patch_mean": 1024},
-        mini=56,
-        parameters=303.97,
-        gmacs="77.8 to 81.1",
-        source=Source("hub", "numansaeed/fetalclip-model", "FetalCLIP_weights.pt", 1_710_766_661),
-        licence="CC BY-NC 4.0",
-        gated="unknown",
-        trained_on="210,035 image-text pairs: private fetal scans (Corniche Hospital) and a textbook",
-        evidence=NOT_NAMED,
-        paper="arXiv:2502.14807",
-        note="Size from a third-party pointer, unconfirmed; its SHA-256 is said to begin with 90916caa. The text tower is left out.",
-    )
-)
-add(
-    Entry(
-        name="usfm",
-        adapter="vit",
-        architecture="BEiT ViT-B/16, shared relative position bias",
-        geometry=Geometry("squash", 224, "bicubic"),
-        **IMAGENET,
-        poolings={"patch_mean": 768, "cls": 768, "patch_mean_raw": 768},
-        parameters=85.67,
-        gmacs="17.6",
-        source=Source("drive", "1KRwXZgYterH895Z8EpXpR1L1eSMMJo4q", "USFM_latest.pth"),
-        licence="CC BY-NC 4.0 (README; the LICENSE file it names is missing)",
-        trained_on="3M-US, private, 2 M images of 12 organs",
-        evidence="the public part of 3M-US is not listed",
-        paper="doi:10.1016/j.media.2024.103202",
-        note="About 343 MB, 188 tensors. patch_mean ends with a LayerNorm that the file does not hold.",
-    )
-)
-add(
-    Entry(
-        name="mofo",
-        adapter="mofo",
-        architecture="CSWin-S-like, last stage",
-        geometry=Geometry("squash", 224, "bicubic"),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        poolings={"mean": 512, "mean_norm": 512},
-        parameters=34.15,
-        gmacs="6.95",
-        source=Source("drive-folder", "1SpBRMuM3hCZj9RhriHkMrMIGMcT0TamA", "mofo_weight_sel.pth"),
-        licence="GPL-3.0 (repository)",
-        trained_on="7,039 images: BUSI, HC18, FALLMUD, DDTI and six private sets",
-        saw_spain="no",
-        saw_africa="no",
-        evidence="the authors' table of data sets; HC18 holds other fetal images",
-        paper="Chen et al., MOFO (under review, IEEE TMI)",
-        note="About 172 MB. Pixels in [0, 1], no mean and std. The pooling is ours: the authors have no image classifier.",
-    )
-)
-add(
-    Entry(
-        name="ultrasam",
-        adapter="ultrasam",
-        architecture="SAM ViT-B/16 (image encoder)",
-        geometry=Geometry("fit_pad", 1024, "opencv-bilinear"),
-        mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-        std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
-        poolings={"patch_mean": 768, "neck_mean": 256},
-        sides="multiples of 16",
-        parameters=88.88,
-        gmacs="482.8 at 1024 px, 112.7 at 512",
-        source=Source(
-            "url",
-            "https://s3.unistra.fr/camma_public/github/ultrasam/UltraSam.pth",
-            "UltraSam.pth",
-            381_156_023,
-            "d7c223dd03f56b0b77cd246aa3edfae651e99f0ee2dde2e8c50eda7b21fa8a0c",
-            confirmed=True,
-        ),
-        licence="CC BY-NC-SA 4.0",
-        trained_on="US-43d: 43 public data sets, HC18, FASS, Fast-U-Net, ACOUSLIC and FH-PS-AOP among them",
-        saw_spain="no",
-        evidence="the authors' list of data sets does not hold it; the African cohort was not looked up",
-        paper="arXiv:2411.16222",
-        note="The hash was measured by a third party on the official address. Black padding counts in the mean over tokens.",
-    )
-)
-add(
-    Entry(
-        name="dinov3",
-        adapter="vit",
-        architecture="DINOv3 ViT-B/16, RoPE, 4 registers",
-        geometry=Geometry("squash", 256, "torch-bilinear"),
-        **IMAGENET,
-        poolings={"cls": 768, "patch_mean": 768},
-        sides="multiples of 16",
-        parameters=85.64,
-        gmacs="17.2 at 224 px",
-        source=Source("hub", "timm/vit_base_patch16_dinov3.lvd1689m", "model.safetensors"),
-        licence="DINOv3 License",
-        gated="no (timm's copy; facebook/* asks for manual approval)",
-        trained_on="LVD-1689M, web images",
-        evidence="web images, not listed",
-        paper="arXiv:2508.10104",
-        note="342.6 MB. Files in timm's, Meta's and transformers' layout are read.",
-    )
-)
-add(
-    Entry(
-        name="resnet50",
-        adapter="timm",
-        architecture="ResNet50",
-        geometry=Geometry("resize_crop", 224, "bicubic", 0.95),
-        **IMAGENET,
-        poolings={"avg": 2048},
-        sides="any",
-        parameters=23.51,
-        gmacs="4.1",
-        source=Source("hub", "timm/resnet50.a1_in1k", "model.safetensors"),
-        licence="Apache-2.0",
-        trained_on="ImageNet-1k",
-        saw_spain="no",
-        saw_africa="no",
-        evidence="ImageNet is older than both cohorts",
-        paper="arXiv:2110.00476",
-        note="102.5 MB. Weights tag a1_in1k; another one: timm:resnet50.TAG.",
-    )
-)
-add(
-    Entry(
-        name="efficientnetv2_s",
-        adapter="timm",
-        architecture="EfficientNetV2-S",
-        geometry=Geometry("resize_crop", 300, "bicubic"),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        poolings={"avg": 1280},
-        sides="any",
-        parameters=20.18,
-        gmacs="5.3 at 300 px, 8.4 at 384",
-        source=Source("hub", "timm/tf_efficientnetv2_s.in21k_ft_in1k", "model.safetensors"),
-        licence="Apache-2.0",
-        trained_on="ImageNet-21k, then ImageNet-1k",
-        saw_spain="no",
-        saw_africa="no",
-        evidence="ImageNet is older than both cohorts",
-        paper="arXiv:2104.00298",
-        note="86.5 MB. 300 px is the training size, 384 px the test size. Weights tag in21k_ft_in1k.",
-    )
-)
+def _entry(facts: dict) -> Entry:
+    """Return an entry from the facts of the data file."""
+    parts = {"geometry": Geometry(**facts["geometry"]), "source": Source(**facts["source"])}
+    return Entry(**{**facts, **parts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
+
+
+for _facts in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text()):
+    add(_entry(_facts))
 
 
 def published() -> list[Entry]:
@@ -283,32 +147,29 @@ def table() -> "pd.DataFrame":
 
 def models_md() -> str:
     """Return the text of MODELS.md."""
-    lines = [
-        "# Models",
-        "",
-        "Written from `fpbench/encoders/catalogue.py` by its function `models_md`; a test compares.",
-        "No file of the four ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.",
-        "",
-        table().to_markdown(index=False, disable_numparse=True),
-    ]
-    for e in published():
-        s = e.source
-        size = f"{s.size:,} bytes" if s.size else "size unknown"
-        mark = f"SHA-256 `{s.sha256}`" if s.sha256 else "SHA-256 unknown, pinned on first use"
-        lines += [
-            "",
-            f"## {e.name}",
-            "",
-            f"- Weights: [{s.file}]({s.url}), {size}, {mark}; {'confirmed by a third party' if s.confirmed else 'unconfirmed'}.",
-            f"- Licence: {e.licence}. Gated: {e.gated}.",
-            f"- Pretraining: {e.trained_on}. Saw the Spanish cohort: {e.saw_spain}; the African: {e.saw_africa} ({e.evidence}).",
-            f"- Paper: {e.paper}. {e.note}",
-        ]
-    return "\n".join([*lines, "", *OWN.splitlines(), ""])
+    return f"""# Models
 
+Written from `fpbench/encoders/catalogue.yaml` by `fpbench.encoders.catalogue.models_md`; a test compares.
+No file of the four ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.
 
-OWN = """## Any other model
+{table().to_markdown(index=False, disable_numparse=True)}
+{"".join(map(_section, published()))}
+## Any other model
 
 `timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. The README shows how to register
 an architecture of your own.
+"""
+
+
+def _section(e: Entry) -> str:
+    s = e.source
+    size = f"{s.size:,} bytes" if s.size else "size unknown"
+    mark = f"SHA-256 `{s.sha256}`" if s.sha256 else "SHA-256 unknown, pinned on first use"
+    return f"""
+## {e.name}
+
+- Weights: [{s.file}]({s.url}), {size}, {mark}; {"confirmed by a third party" if s.confirmed else "unconfirmed"}.
+- Licence: {e.licence}. Gated: {e.gated}.
+- Pretraining: {e.trained_on}. Saw the Spanish cohort: {e.saw_spain}; the African: {e.saw_africa} ({e.evidence}).
+- Paper: {e.paper}. {e.note}
 """
