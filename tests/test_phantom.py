@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +30,8 @@ NUMBERS = {
 def cohorts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantom")
     return {
-        "spain": (folder / "spain", phantom.write_spain(folder / "spain", patients=6)),
-        "africa": (folder / "africa", phantom.write_africa(folder / "africa")),
+        "spain": (folder / "spain", phantom.ensure(folder / "spain", "spain", patients=6)),
+        "africa": (folder / "africa", phantom.ensure(folder / "africa", "africa")),
     }
 
 
@@ -97,7 +96,7 @@ def test_african_table_and_names(cohorts):
     planes = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
     for line in lines[1:-1]:
         patient, plane, train, centre, name = line.split(",")
-        iso = phantom.CENTRES[centre][0]
+        iso = phantom.CENTRES[centre].iso
         assert name == f"patient{int(patient):03d}_{iso}_plane{planes.index(plane)}"
         assert train in "01"
         assert (root / centre / f"{name}.png").is_file()
@@ -118,7 +117,7 @@ def test_only_egypt_is_in_colour_and_one_picture_truly(cohorts):
     for path in root.glob("*/*.png"):
         with Image.open(path) as picture:
             assert (picture.mode == "RGB") == (path.parent.name == "Egypt")
-            assert picture.size == phantom.CENTRES[path.parent.name][2].size
+            assert picture.size == phantom.CENTRES[path.parent.name].setting.size
             if picture.mode == "RGB":
                 values = np.asarray(picture)
                 coloured += bool((values != values[..., :1]).any())
@@ -170,7 +169,7 @@ def test_counts_are_those_of_the_files_and_the_defaults_suffice_for_five_folds(c
 
 def test_same_seed_same_bytes_another_seed_others(cohorts, tmp_path):
     root, _ = cohorts["spain"]
-    phantom.write_spain(tmp_path / "again", patients=6)
+    phantom.ensure(tmp_path / "again", "spain", patients=6)
     assert tree(tmp_path / "again") == tree(root)
     one, other = phantom.spain_entries(0)[0], phantom.spain_entries(1)[0]
     assert (pixels(one) != pixels(other)).any()
@@ -267,7 +266,7 @@ def test_unknown_kind_and_cause_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected 'spain' or 'africa'"):
         phantom.ensure(tmp_path / "x", "france")
     with pytest.raises(InputError, match="unknown causes"):
-        phantom.write_africa(tmp_path / "x", causes={"weather"})
+        phantom.ensure(tmp_path / "x", "africa", causes={"weather"})
 
 
 def start(root):
@@ -287,8 +286,7 @@ def test_a_killed_writer_leaves_no_half_cohort(tmp_path):
     assert not root.exists()
     phantom.ensure(root, "africa", patients=1)
     assert not list(tmp_path.glob(".africa.*.tmp"))
-    shutil.copytree(root, tmp_path / "first")
-    phantom.write_africa(root, patients=1)
+    phantom.ensure(tmp_path / "first", "africa", patients=1)
     assert tree(root) == tree(tmp_path / "first")
 
 

@@ -21,32 +21,38 @@ come from the Spanish generator at the centre's image size):
     marks       the centre's on-screen marks (calipers on the anatomy, logos) instead of the Spanish ones, tied to class
 
 Contents
-    `ensure`, `write_spain`, `write_africa`, `planted`; `SPAIN_COUNTS`, `AFRICA_COUNTS`: what the defaults hold.
+    `ensure`, `planted`; `SPAIN_COUNTS`, `AFRICA_COUNTS`: what the defaults hold. The tables are in `phantom.yaml`.
 """
 
 import csv
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from filelock import FileLock
-from PIL import Image, ImageDraw, ImageFont
+import yaml
+from PIL import Image, ImageFont
+from PIL.ImageDraw import Draw, ImageDraw
 
+from fpbench.artifacts import lock
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
 
 VERSION = 1  # raise it whenever a byte of the output changes
-CAUSES = frozenset({"prior", "gain", "resolution", "marks"})
+CAUSE_FIELDS = {  # of `Setting`
+    "gain": ("gain", "contrast", "fade"),
+    "resolution": ("beam", "face", "opening", "zoom", "cardiac"),
+    "marks": ("marks",),
+}
+CAUSES = frozenset({"prior", *CAUSE_FIELDS})
 DEPTHS, BEAMS = 192, 208  # samples of the beam grid
 FLUID, BONE = -0.25, 1.05  # brightness of what does not scatter, and of what reflects everything
 
@@ -67,30 +73,14 @@ class Setting:
     marks: str = ""  # style of the on-screen marks
 
 
-CAUSE_FIELDS = {
-    "gain": ("gain", "contrast", "fade"),
-    "resolution": ("beam", "face", "opening", "zoom", "cardiac"),
-    "marks": ("marks",),
-}
-MACHINES = {
-    "Voluson E6": Setting((360, 248), gain=-0.04, contrast=1.10, marks="voluson"),
-    "Aloka": Setting((320, 196), gain=0.01, contrast=0.85, fade=0.16, beam=(0.9, 1.7), cardiac=0.6, marks="aloka"),
-    "Voluson S10": Setting((400, 277), gain=0.06, beam=(1.0, 1.5), opening=0.66, marks="s10"),
-    "Other": Setting((400, 277), gain=0.02, fade=0.14, opening=0.63, zoom=0.92, marks="other"),
-}
-CENTRES = {  # name: (code, first patient number, setting); half the published picture sizes
-    "Algeria": ("DZA", 1, Setting((250, 215), 0.05, 1.05, 0.12, (1.1, 2.2), 0.42, 0.70, 0.80, 1.0, "faint")),
-    "Egypt": ("EGY", 1, Setting((200, 225), 0.15, 0.80, 0.05, (1.5, 2.8), 0.60, 0.55, 0.95, 1.0, "plain")),
-    "Ghana": ("GHA", 2, Setting((250, 250), -0.17, 0.85, 0.16, (1.2, 2.4), 0.55, 0.60, 0.85, 1.0, "calipers")),
-    "Malawi": ("MWI", 1, Setting((250, 200), 0.04, 1.15, 0.10, (1.6, 3.6), 0.34, 0.62, 0.82, 1.0, "logo")),
-    "Uganda": ("UGA", 18, Setting((300, 250), 0.00, 0.75, 0.14, (1.3, 4.0), 0.48, 0.58, 0.90, 1.0, "tags")),
-}
-NO_THORAX = ("Ghana", "Uganda")
-COPIES = {  # centre: (patient, patient whose planes are copies of the first's, those planes); odd = train, even = test
-    "Algeria": ((1, 6, "0123"), (2, 4, "0123")),
-    "Malawi": ((0, 5, "013"), (3, 7, "12")),
-    "Egypt": ((2, 3, "02"),),
-}
+class Centre(NamedTuple):
+    """A hospital of the African cohort."""
+
+    iso: str  # country code in file names
+    first: int  # number of its first patient
+    setting: Setting
+    planes: str  # of every patient, with the cause "prior"
+    copies: list[tuple[int, int, str]]  # patient, patient whose planes copy the first's, those planes; odd = train
 
 
 class Plane(NamedTuple):
@@ -103,31 +93,20 @@ class Plane(NamedTuple):
     sub: str | None  # ours, of brain planes
 
 
-PLANES = {
-    "o": Plane(1, "Other", "Not A Brain", "other", None),
-    "m": Plane(1, "Other", "Not A Brain", "other", None),  # vascular strips of a study of mothers' arteries
-    "a": Plane(2, "Fetal abdomen", "Not A Brain", "abdomen", None),
-    "t": Plane(3, "Fetal brain", "Trans-thalamic", "brain", "trans-thalamic"),
-    "v": Plane(3, "Fetal brain", "Trans-ventricular", "brain", "trans-ventricular"),
-    "c": Plane(3, "Fetal brain", "Trans-cerebellum", "brain", "trans-cerebellar"),
-    "b": Plane(3, "Fetal brain", "Other", "brain", "other"),
-    "x": Plane(4, "Maternal cervix", "Not A Brain", "cervix", None),
-    "f": Plane(5, "Fetal femur", "Not A Brain", "femur", None),
-    "h": Plane(6, "Fetal thorax", "Not A Brain", "thorax", None),
-}
-MENU = [  # machine, operator, planes of a patient; each half of the cohort repeats these twenty
-    row.split("|")
-    for row in (
-        "Aloka|Other|mmmm", "Voluson E6|Op. 1|x", "Voluson E6|Op. 2|tchhf", "Aloka|Op. 3|tafhooo", "Other|Other|xx",
-        "Voluson E6|Op. 1|ttvh", "Aloka|Other|x", "Voluson E6|Op. 2|tvahf", "Aloka|Op. 3|tfoo", "Voluson E6|Op. 1|xx",
-        "Voluson E6|Op. 2|tchho", "Aloka|Op. 3|cahooo", "Aloka|Other|x", "Voluson E6|Op. 1|vtahf", "Voluson E6|Other|btho",
-        "Aloka|Other|mmm", "Other|Other|tafbh", "Voluson E6|Op. 2|x", "Voluson E6|Op. 1|xtcf", "Aloka|Op. 3|vcooo",
-    )
-]  # fmt: skip
-TEST_S10 = (2, 7, 10, 15)  # rows of MENU scanned on a Voluson S10 in the test half: a machine that training never saw
+def _setting(facts: dict) -> Setting:
+    """Return a setting of the tables."""
+    return Setting(**{field: tuple(value) if isinstance(value, list) else value for field, value in facts.items()})
+
+
+TABLES = yaml.safe_load(Path(__file__).with_name("phantom.yaml").read_text())
+KINDS, MENU = TABLES["kinds"], TABLES["patients"]
+PLANES = {letter: Plane(*row) for letter, row in TABLES["planes"].items()}
+MACHINES = {name: _setting(facts) for name, facts in TABLES["machines"].items()}
+CENTRES = {name: Centre(**facts | {"setting": _setting(facts["setting"])}) for name, facts in TABLES["centres"].items()}
 
 
 def _rng(*key) -> np.random.Generator:
+    """Return the random numbers of a key, the same on every machine."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "big"))
 
 
@@ -189,7 +168,7 @@ class View:
         self.level += cover * (level - self.level)
         return cover
 
-    def wall(self, d: np.ndarray, level: float, width: float, facing: float = 0.0, loss: float = 0.0) -> None:
+    def wall(self, d: np.ndarray, level: float, width: float = 0.008, facing: float = 0.0, loss: float = 0.0) -> None:
         """Paint a reflector where ``d`` is near 0: dim where it does not face the beam, shadows behind it."""
         line = np.exp(-np.minimum((d / width) ** 2, 30)).astype(np.float32)
         if facing:
@@ -197,13 +176,13 @@ class View:
         self.level = np.maximum(self.level, self.level + line * (float(level) - self.level))
         self.loss += float(loss) * line
 
-    def organ(self, d, level: float | np.ndarray, rim: float = 0.0, width: float = 0.008, facing: float = 0.0) -> None:
-        """Paint an organ with its rim. Behind fluid all is brighter."""
+    def organ(self, d: np.ndarray, level: float | np.ndarray, *rim: float) -> None:
+        """Paint an organ and, given what `wall` takes, its rim. Behind fluid all is brighter."""
         cover = self.fill(d, level)
         if np.ndim(level) == 0 and level < 0:
             self.loss -= 0.25 * cover
         if rim:
-            self.wall(d, rim, width, facing)
+            self.wall(d, *rim)
 
     def locate(self, f: Frame, u: float, w: float) -> tuple[float, float]:
         """Return where a point of a frame lies: x, y in pixels."""
@@ -266,7 +245,8 @@ def _pose(v: View, g: np.random.Generator, size: float, tilt: float, rise: float
     return v.target
 
 
-def _head(v: View, g: np.random.Generator, age: float, sub: str) -> None:
+def _head(v: View, g: np.random.Generator, age: float, inside: Callable) -> None:
+    """Paint a head cut across: skull, sulci, insula, falx, and what the plane shows ``inside``."""
     f, b = _pose(v, g, 0.42 * age, 0.17), g.normal(0.77, 0.03)
     _womb(v, g, f, 1.15, b * 1.2)
     skull = f.oval(0, 0, 1, b, g.normal(0, 0.012, 3))
@@ -281,7 +261,7 @@ def _head(v: View, g: np.random.Generator, age: float, sub: str) -> None:
     v.wall(f.path((-0.30, 0.50), (-0.05, 0.43), (0.20, 0.49)), 0.55, 0.008)  # insula
     v.wall(f.path((-0.86, 0), (0.3, 0)) / np.clip(0.75 + 0.5 * _cloud(g, 2, 12), 0.1, 1), 0.72, 0.006)  # falx
     v.wall(f.path((0.58, 0), (0.88, 0)), 0.72, 0.006)
-    {"t": _thalami, "v": _ventricle, "c": _cerebellum, "b": _butterfly}[sub](v, g, f)
+    inside(v, g, f)
     v.wall(skull, BONE, g.uniform(0.013, 0.019), 0.5, 0.6)
 
 
@@ -293,10 +273,11 @@ def _cavum(v: View, f: Frame) -> None:
 
 
 def _thalami(v: View, g: np.random.Generator, f: Frame, u: float = -0.02, size: float = 1.0) -> None:
+    """Paint the thalami and, at full size, the cisterns around the midbrain."""
     _cavum(v, f)
     for side in (-1, 1):
         v.organ(f.at(u, 0.15 * side * size, 0.35 * side).oval(0, 0, 0.25 * size, 0.13 * size), 0.03, 0.36)
-        if size == 1:  # the cisterns around the midbrain
+        if size == 1:
             v.wall(f.path((-0.27, 0.03 * side), (-0.40, 0.17 * side), (-0.52, 0.22 * side)), 0.62, 0.009)
     v.wall(f.path((u - 0.2, 0), (u + 0.2, 0)), 0.55, 0.005)
 
@@ -314,6 +295,7 @@ def _ventricle(v: View, g: np.random.Generator, f: Frame) -> None:
 
 
 def _cerebellum(v: View, g: np.random.Generator, f: Frame) -> None:
+    """Paint the cerebellum, its vermis and the cisterna magna."""
     _thalami(v, g, f, 0.08, 0.75)
     v.fill(f.oval(-0.74, 0, 0.22, 0.40), FLUID, 0.006)  # cisterna magna
     lobes = np.minimum(*(f.at(-0.54, 0.19 * side, 0.35 * side).oval(0, 0, 0.16, 0.23) for side in (-1, 1)))
@@ -334,15 +316,15 @@ def _trunk(v: View, g: np.random.Generator, size: float) -> tuple[Frame, np.ndar
     f = f.at(0, 0, g.choice([0, 0, 0, 0, 0, 0, -np.pi / 2, np.pi / 2]))
     _womb(v, g, f, 1.15, 1.15)
     d = f.oval(0, 0, 1, g.normal(0.93, 0.03), g.normal(0, 0.012, 3))
-    v.fill(d, 0.39 + 0.05 * _cloud(g, 40, 40) + 0.04 * _cloud(g, 12, 12))
-    v.wall(d, 0.85, 0.013, 1.0, 0.15)
+    v.organ(d, 0.39 + 0.05 * _cloud(g, 40, 40) + 0.04 * _cloud(g, 12, 12), 0.85, 0.013, 1.0, 0.15)
     v.wall(d - 0.03, 0.5, 0.010, 1.0)
     for u, w in ((-0.82, 0.0), (-0.67, 0.11), (-0.67, -0.11)):
         v.loss += 3.5 * v.fill(f.oval(u, w, 0.06, 0.052), 0.95, 0.006)
     return f, d
 
 
-def _abdomen(v: View, g: np.random.Generator, age: float, _: str) -> None:
+def _abdomen(v: View, g: np.random.Generator, age: float) -> None:
+    """Paint an abdomen: stomach, umbilical vein, aorta and vena cava."""
     f, _ = _trunk(v, g, 0.36 * age)
     stomach = f.at(g.normal(-0.02, 0.06), g.normal(-0.50, 0.03), g.uniform(-0.4, 0.4))
     v.organ(stomach.oval(0, 0, g.uniform(0.20, 0.28), g.uniform(0.12, 0.18), (0.06, 0.06)), FLUID, 0.5)
@@ -353,7 +335,8 @@ def _abdomen(v: View, g: np.random.Generator, age: float, _: str) -> None:
         v.fill(f.oval(u, w, 0.07, 0.06), FLUID)
 
 
-def _thorax(v: View, g: np.random.Generator, age: float, _: str) -> None:
+def _thorax(v: View, g: np.random.Generator, age: float) -> None:
+    """Paint a thorax: ribs and a heart of four chambers."""
     f, d = _trunk(v, g, 0.38 * age)
     v.wall(d + 0.05 + 0.5 * (np.abs(np.abs(f.w) - 0.62) > 0.26), 0.95, 0.013, 0.6, 0.5)  # a rib on either side
     heart, beat = f.at(0.20, -0.12, g.normal(-0.7, 0.12), g.uniform(0.54, 0.62)), g.uniform(0.85, 1.15)
@@ -367,7 +350,8 @@ def _thorax(v: View, g: np.random.Generator, age: float, _: str) -> None:
     v.fill(f.oval(-0.46, -0.12, 0.07, 0.07), FLUID)  # descending aorta
 
 
-def _femur(v: View, g: np.random.Generator, age: float, _: str) -> None:
+def _femur(v: View, g: np.random.Generator, age: float) -> None:
+    """Paint a thigh with the femur, whose shadow is complete."""
     f = _pose(v, g, 0.36 * age, 0.16, 0.09)
     _womb(v, g, f, 1.5, 0.9)
     thigh, hip = f.oval(0.1, 0.12, 1.35, g.uniform(0.42, 0.55), (0.05, 0.03)), f.oval(1.3, 0.3, 0.9, 0.75, (0.04, 0.05))
@@ -385,7 +369,8 @@ def _femur(v: View, g: np.random.Generator, age: float, _: str) -> None:
     v.wall(f.path(*shaft), 1.2, g.uniform(0.013, 0.018), 0.0, 11.0)
 
 
-def _cervix(v: View, g: np.random.Generator, age: float, _: str) -> None:
+def _cervix(v: View, g: np.random.Generator, age: float) -> None:
+    """Paint a cervix with its canal, the head above it, bladder and rectum."""
     f = Frame(v.frame.u * int(g.choice([-1, 1])), v.frame.w, 1.0)
     v.level += 0.42 + 0.05 * _cloud(g, 60, 24) + 0.08 * _cloud(g, 7, 7) + 0.45 * np.exp(-v.depth / 0.012)
     outer, inner, dip = g.uniform(-0.42, -0.32), g.uniform(0.20, 0.30), g.uniform(-0.03, 0.09)
@@ -396,8 +381,7 @@ def _cervix(v: View, g: np.random.Generator, age: float, _: str) -> None:
     v.fill(canal - float(g.uniform(0.006, 0.012)), -0.05)
     head = f.oval(inner + 0.42, 0.06 + dip, 0.36, g.uniform(0.30, 0.38), (0.0, 0.02))
     v.organ(head - float(g.uniform(0.02, 0.06)), FLUID)
-    v.fill(head, 0.10 + 0.08 * _cloud(g, 14, 10))
-    v.wall(head, BONE, 0.018, 0.5, 2.5)
+    v.organ(head, 0.10 + 0.08 * _cloud(g, 14, 10), BONE, 0.018, 0.5, 2.5)
     bladder = f.oval(g.uniform(0.20, 0.34), -0.33, g.uniform(0.10, 0.18), g.uniform(0.04, 0.09), (0.06, 0.08))
     if g.random() < 0.7:
         v.organ(bladder, FLUID)
@@ -405,7 +389,7 @@ def _cervix(v: View, g: np.random.Generator, age: float, _: str) -> None:
     v.wall(rectum, 0.85, 0.045 + 0.012 * _cloud(g, 8, 8))
 
 
-def _artery(v: View, g: np.random.Generator, age: float, _: str) -> None:
+def _artery(v: View, g: np.random.Generator, age: float) -> None:
     """Paint an artery along its length under a linear probe: not a fetus at all."""
     v.level += 0.36 + 0.12 * _cloud(g, 30, 3) + 0.05 * _cloud(g, 30, 30)
     curve, (near, far) = 0.03 * _cloud(g, 2, 3), g.normal((0.30, 0.58), (0.03, 0.04)).tolist()
@@ -415,7 +399,8 @@ def _artery(v: View, g: np.random.Generator, age: float, _: str) -> None:
         v.wall(v.depth - at, level, width)
 
 
-def _other(v: View, g: np.random.Generator, age: float, _: str) -> None:
+def _other(v: View, g: np.random.Generator, age: float) -> None:
+    """Paint one of the views that belong to no plane."""
     (_kidneys, _profile, _limbs, _sac)[g.integers(4)](v, g, age)
 
 
@@ -442,8 +427,7 @@ def _profile(v: View, g: np.random.Generator, age: float) -> None:
         face = np.minimum(face, f.oval(u, w, r, r * 0.8))
     v.organ(face, 0.38 + 0.10 * _cloud(g, 26, 16), 0.75, 0.010, 0.7)
     skull = f.oval(-0.12, -0.04, 0.90, 0.70, (0.03, 0.02))
-    v.fill(skull, 0.10 + 0.07 * _cloud(g, 16, 12))
-    v.wall(skull, 0.95, 0.014, 0.8, 1.2)
+    v.organ(skull, 0.10 + 0.07 * _cloud(g, 16, 12), 0.95, 0.014, 0.8, 1.2)
     for start, end in (((0.62, -0.28), (0.88, -0.20)), ((0.50, 0.30), (0.80, 0.22)), ((0.45, 0.62), (0.78, 0.52))):
         v.wall(f.path(start, end), 0.92, 0.014, 0.0, 1.0)
 
@@ -482,7 +466,8 @@ def _sac(v: View, g: np.random.Generator, age: float) -> None:
 
 
 SCENES: dict[str, Callable] = {"a": _abdomen, "h": _thorax, "f": _femur, "x": _cervix, "m": _artery, "o": _other}
-SCENES |= dict.fromkeys("tvcb", _head)
+for _letter, _inside in {"t": _thalami, "v": _ventricle, "c": _cerebellum, "b": _butterfly}.items():
+    SCENES[_letter] = partial(_head, inside=_inside)
 
 
 def _view(letter: str, setting: Setting, shift: np.ndarray, g: np.random.Generator) -> View:
@@ -499,23 +484,20 @@ def _view(letter: str, setting: Setting, shift: np.ndarray, g: np.random.Generat
 # On-screen marks
 
 
-def _text(
-    draw: ImageDraw.ImageDraw, x: float, y: float, text: str, fill: int, size: int = 8, align: str = "left"
-) -> None:
+def _text(draw: ImageDraw, x: float, y: float, words: str, fill: int, size: int = 8, align: str = "left") -> None:
     """Write lines of small text with their upper left (or right) corner at (x, y)."""
-    draw.multiline_text((x, y), text, fill, ImageFont.load_default(size), align[0] + "a", 1, align)
+    draw.multiline_text((x, y), words, fill, ImageFont.load_default(size), align[0] + "a", 1, align)
 
 
-def _cross(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
+def _cross(draw: ImageDraw, x: float, y: float) -> None:
+    """Draw a caliper."""
     draw.line((x - 3, y, x + 3, y), 210)
     draw.line((x, y - 3, x, y + 3), 210)
 
 
-def _mark_spain(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], letter: str, style: str, g: np.random.Generator
-) -> None:
+def _mark_spain(draw: ImageDraw, w: int, h: int, letter: str, style: str, g: np.random.Generator) -> None:
     """Draw what Spanish machines show; as in the archive, some of it names the class."""
-    (w, h), number = size, int(g.integers(20, 700))
+    number = int(g.integers(20, 700))
     for y in range(h // 5):
         draw.line((1, y + 2, 4, y + 2), max(255 - 5 * y, 0))
     if letter == "m":
@@ -531,15 +513,10 @@ def _mark_spain(
         _text(draw, w * 0.31, 6, "Voluson" + {"voluson": "\n   E6", "s10": "\n   S10"}.get(style, ""), 170, 6)
 
 
-def _mark_artery(draw: ImageDraw.ImageDraw, w: int, h: int, number: int, g: np.random.Generator) -> None:
+def _mark_artery(draw: ImageDraw, w: int, h: int, number: int, g: np.random.Generator) -> None:
     """Draw preset, distances, heart beats and calipers of an arterial study."""
-    _text(
-        draw,
-        w * 0.82,
-        2,
-        f"16:{number % 47:02d}:07\n8LS #{number}\n8.0MHz\nVASCULAR\nGeneral\nFC= {number % 30 + 55}",
-        200,
-    )
+    words = f"16:{number % 47:02d}:07\n8LS #{number}\n8.0MHz\nVASCULAR\nGeneral\nFC= {number % 30 + 55}"
+    _text(draw, w * 0.82, 2, words, 200)
     draw.rectangle((w * 0.81, h * 0.68, w - 2, h * 0.96), 90, 160)
     _text(draw, w * 0.82, h * 0.69, "\n".join(f"Dist= {v:.2f}cm" for v in g.uniform(0.03, 0.8, 4)), 220, 7)
     draw.line([(x, h * 0.93 - 10 * (x % 37 < 2) + 3 * (x % 37 == 9)) for x in range(int(w * 0.2), int(w * 0.78))], 190)
@@ -547,21 +524,21 @@ def _mark_artery(draw: ImageDraw.ImageDraw, w: int, h: int, number: int, g: np.r
         _cross(draw, w * 0.45 + 12 * x, h * 0.63)
 
 
-def _mark_centre(draw: ImageDraw.ImageDraw, size: tuple[int, int], v: View, style: str) -> None:
+def _mark_centre(draw: ImageDraw, w: int, v: View, style: str) -> None:
     """Draw what African centres show: calipers where the plane is measured, a logo, faint words, or nothing."""
     ends = [v.locate(v.target, *end) for end in ((-1, 0), (1, 0), (0, -0.85), (0, 0.85))]
     if style == "calipers":
         for end in ends:
             _cross(draw, *end)
     elif style == "tags":
-        for start, end in (ends[:2], ends[2:]):
-            draw.point([tuple(point) for point in np.linspace(start, end, 30)], 190)
+        for pair in (ends[:2], ends[2:]):
+            draw.point([tuple(point) for point in np.linspace(*pair, 30)], 190)
         _text(draw, max(ends[0][0] - 20, 8), ends[0][1], "GA1", 180)
     elif style == "logo":
-        draw.rectangle((size[0] * 0.18, 3, size[0] * 0.18 + 10, 12), 190)
-        _text(draw, size[0] * 0.18 + 2, 1, "M", 20, 10)
+        draw.rectangle((w * 0.18, 3, w * 0.18 + 10, 12), 190)
+        _text(draw, w * 0.18 + 2, 1, "M", 20, 10)
     elif style == "faint":
-        _text(draw, size[0] * 0.12, 6, "LOGIQ\n P5", 100, 7)
+        _text(draw, w * 0.12, 6, "LOGIQ\n P5", 100, 7)
 
 
 def draw_plane(letter: str, setting: Setting, scene: tuple, number: int) -> Image.Image:
@@ -583,15 +560,15 @@ def draw_plane(letter: str, setting: Setting, scene: tuple, number: int) -> Imag
     age, shine = np.clip(person.normal(1.0, 0.13), 0.72, 1.25), person.normal(0, 0.035) + now.normal(0, 0.02)
     shift = now.normal(0, 1, 4) * (0.03, 0.02, 0.07, 0.04)
     view = _view(letter, replace(setting, gain=setting.gain + shine), shift, pose)
-    SCENES[letter](view, pose, age, letter)
-    picture = Image.fromarray(view.develop(now))
-    draw = ImageDraw.Draw(picture)
+    SCENES[letter](view, pose, age)
+    picture, (w, h) = Image.fromarray(view.develop(now)), setting.size
+    draw = Draw(picture)
     if setting.marks in {machine.marks for machine in MACHINES.values()}:
-        _mark_spain(draw, setting.size, letter, setting.marks, now)
+        _mark_spain(draw, w, h, letter, setting.marks, now)
     else:
-        _mark_centre(draw, setting.size, view, setting.marks)
-    draw.rectangle((1, setting.size[1] - 12, 43, setting.size[1] - 2), 0)
-    _text(draw, 3, setting.size[1] - 12, "PHANTOM", 110)
+        _mark_centre(draw, w, view, setting.marks)
+    draw.rectangle((1, h - 12, 43, h - 2), 0)
+    _text(draw, 3, h - 12, "PHANTOM", 110)
     return picture
 
 
@@ -607,90 +584,85 @@ class Entry(NamedTuple):
     facts: dict[str, str | None]  # counted columns -> values, in our words
     recipe: tuple  # arguments of `draw_plane`
     copy: str | None = None
-    colour: str = "L"  # "L", "RGB", or "tinted": the one picture of Egypt that is not grey
+    tints: tuple[float, ...] = ()  # of red, green and blue; none: a grey file
 
 
-def spain_entries(seed: int = 0, patients: int = 60) -> list[Entry]:
+def spain_entries(seed: int = 0, patients: int = KINDS["spain"]["patients"]) -> list[Entry]:
     """Return the images of phantom Spain, in table order; ``patients`` in each half, odd numbers train.
 
     From 20 on, more patients change no entry (with fewer, the pair that crosses the halves may be another).
     """
     entries = [entry for n in range(1, 2 * patients + 1) for entry in _spanish_patient(seed, n)]
-    twins = [j for j in range(min(patients, len(MENU))) if j not in TEST_S10 and MENU[j][2][0] in "tv"]
-    if not twins:
-        return entries
-    j = int(_rng(seed, "spain", "twins").choice(twins))
-    train, test = (next(k for k, e in enumerate(entries) if e.patient == str(2 * j + half)) for half in (1, 2))
-    entries[test] = entries[test]._replace(copy=entries[train].path)
+    twins = [j for j, (_, _, letters, *s10) in enumerate(MENU[:patients]) if letters[0] in "tv" and not s10]
+    if twins:
+        j = int(_rng(seed, "spain", "twins").choice(twins))
+        train, test = (next(k for k, e in enumerate(entries) if e.patient == str(2 * j + half)) for half in (1, 2))
+        entries[test] = entries[test]._replace(copy=entries[train].path)
     return entries
 
 
 def _spanish_patient(seed: int, n: int) -> Iterator[Entry]:
     """Yield the images of one patient; in some, the last of several images of a plane is a copy of the first."""
-    half, row = n % 2, (n - 1) // 2 % len(MENU)
-    machine, operator, letters = MENU[row] if half or row not in TEST_S10 else ("Voluson S10", "Other", MENU[row][2])
-    sizes, seen, letter_seen, first = Counter(PLANES[c].number for c in letters), Counter(), Counter(), {}
+    machine, operator, letters, *s10 = MENU[(n - 1) // 2 % len(MENU)]
+    train = n % 2
+    if s10 and not train:
+        machine, operator = "Voluson S10", "Other"
     copied = letters[0] not in "tv" and _rng(seed, "spain", n, "copy").random() < 0.3
-    for letter in letters:
-        plane, index = PLANES[letter], letter_seen[letter]
-        seen[plane.number] += 1
-        letter_seen[letter] += 1
-        name = f"Patient{n:05d}_Plane{plane.number}_{seen[plane.number]}_of_{sizes[plane.number]}"
-        path, last = f"Images/{name}.png", 0 < index == letters.count(letter) - 1
-        facts = {"official_split": "train" if half else "test", "plane": plane.name, "brain_plane": plane.sub}
-        yield Entry(
-            path,
-            (name, n, plane.spain, plane.brain, operator, machine, f"{half} "),
-            str(n),
-            facts | {"operator": operator, "machine": machine},
-            (letter, MACHINES[machine], (seed, "spain", n), index),
-            first[letter] if copied and last else None,
-        )
-        first.setdefault(letter, path)
+    numbers, first = [PLANES[letter].number for letter in letters], {}
+    for i, letter in enumerate(letters):
+        plane, index = PLANES[letter], letters[:i].count(letter)
+        k, of = (numbers[:end].count(plane.number) for end in (i + 1, None))
+        name = f"Patient{n:05d}_Plane{plane.number}_{k}_of_{of}"
+        row = (name, n, plane.spain, plane.brain, operator, machine, f"{train} ")
+        facts = {"official_split": "train" if train else "test", "plane": plane.name, "brain_plane": plane.sub}
+        facts |= {"operator": operator, "machine": machine}
+        recipe = (letter, MACHINES[machine], (seed, "spain", n), index)
+        copy = first[letter] if copied and 0 < index == letters.count(letter) - 1 else None
+        yield Entry(f"Images/{name}.png", row, str(n), facts, recipe, copy)
+        first.setdefault(letter, f"Images/{name}.png")
 
 
-def africa_entries(seed: int = 0, patients: int = 8, causes: frozenset[str] = CAUSES) -> list[Entry]:
+def africa_entries(
+    seed: int = 0, patients: int = KINDS["africa"]["patients"], causes: frozenset[str] = CAUSES
+) -> list[Entry]:
     """Return the images of phantom Africa, in table order; ``patients`` in each centre, every other one train."""
     if unknown := set(causes) - CAUSES:
         raise InputError(f"unknown causes {sorted(unknown)}: expected some of {sorted(CAUSES)}")
     entries = []
-    for centre in CENTRES:
-        number = 0
-        files: dict[tuple[int, str], str] = {}
-        copies = {(twin, k): (one, k) for one, twin, planes in COPIES.get(centre, ()) for k in planes}
+    for centre, here in CENTRES.items():
+        number, paths = here.first, {}
+        originals = {(twin, k): (one, k) for one, twin, planes in here.copies for k in planes}
         for i in range(patients):
-            number = number + int(_rng(seed, "africa", centre, i, "gap").integers(1, 4)) if i else CENTRES[centre][1]
+            number += int(_rng(seed, "africa", centre, i, "gap").integers(1, 4)) if i else 0
             for entry in _african_patient(seed, centre, i, number, causes):
-                k = entry.path[-5]  # of "..._plane<k>.png"
-                files[i, k] = entry.path
-                entries.append(entry._replace(copy=files.get(copies.get((i, k)))))
+                key = i, entry.path[-5]  # of "..._plane<k>.png"
+                paths[key] = entry.path
+                entries.append(entry._replace(copy=paths.get(originals.get(key))))
     return entries
 
 
 def _african_patient(seed: int, centre: str, i: int, number: int, causes: frozenset[str]) -> Iterator[Entry]:
     """Yield the images of one patient: a Spanish machine at the centre's picture size, changed by the causes."""
-    g, (iso, _, here) = _rng(seed, "africa", centre, i), CENTRES[centre]
-    fetal = [row for row in MENU if set(row[2]) & set("atfh")]
-    setting = replace(MACHINES[fetal[g.integers(len(fetal))][0]], size=here.size)
-    for cause in CAUSE_FIELDS.keys() & causes:
-        setting = replace(setting, **{field: getattr(here, field) for field in CAUSE_FIELDS[cause]})
-    menu = "".join(row[2] for row in MENU)
-    brain = [c for c in menu if c in "tvcb"]
-    letters = "".join(c for c in "afh" if g.random() < menu.count(c) / len(brain)) + str(g.choice(brain))
-    if "prior" in causes:
-        letters = "atf" if centre in NO_THORAX else "atfh"
-    for letter in letters:
+    g, here = _rng(seed, "africa", centre, i), CENTRES[centre]
+    machines = [machine for machine, _, letters, *_ in MENU if set(letters) & set("atfh")]
+    fields = {"size", *(field for cause in CAUSE_FIELDS.keys() & causes for field in CAUSE_FIELDS[cause])}
+    setting = MACHINES[machines[g.integers(len(machines))]]
+    setting = replace(setting, **{field: getattr(here.setting, field) for field in fields})
+    for k, letter in enumerate(here.planes if "prior" in causes else _spanish_planes(g)):
         plane = PLANES[letter]
-        name = f"patient{number:03d}_{iso}_plane{('abdomen', 'brain', 'femur', 'thorax').index(plane.name)}"
+        name = f"patient{number:03d}_{here.iso}_plane{('abdomen', 'brain', 'femur', 'thorax').index(plane.name)}"
+        row = (number, plane.spain, i % 2, centre, name)
         facts = {"official_split": "train" if i % 2 else "test", "plane": plane.name, "centre": centre}
-        yield Entry(
-            f"{centre}/{name}.png",
-            (number, plane.spain, i % 2, centre, name),
-            f"{centre}/{number}",
-            facts,
-            (letter, setting, (seed, "africa", centre, number), 0),
-            colour="L" if centre != "Egypt" else "RGB" if i or letter != letters[0] else "tinted",
-        )
+        recipe = (letter, setting, (seed, "africa", centre, number), 0)
+        tints = () if centre != "Egypt" else (1.0, 1.0, 1.0) if i or k else (1.0, 0.86, 0.62)  # one is truly coloured
+        yield Entry(f"{centre}/{name}.png", row, f"{centre}/{number}", facts, recipe, tints=tints)
+
+
+def _spanish_planes(g: np.random.Generator) -> str:
+    """Return the planes of a patient in the Spanish proportions, one of them of the brain."""
+    menu = "".join(row[2] for row in MENU)
+    brain = [letter for letter in menu if letter in "tvcb"]
+    return "".join(c for c in "afh" if g.random() < menu.count(c) / len(brain)) + str(g.choice(brain))
 
 
 def counts(entries: list[Entry]) -> dict[str, dict[str, int]]:
@@ -707,10 +679,6 @@ AFRICA_COUNTS = counts(africa_entries())
 
 # Files
 
-SPAIN_CSV, AFRICA_CSV = "FETAL_PLANES_DB_data.csv", "African_planes_database.csv"
-SPAIN_HEADER = ("Image_name", "Patient_num", "Plane", "Brain_plane", "Operator", "US_Machine", "Train ")
-AFRICA_HEADER = ("Patient_num", "Plane", "Train", "Center", "Filename")
-
 
 def ensure(
     root: str | Path, kind: str, seed: int = 0, patients: int | None = None, causes: Iterable[str] = CAUSES
@@ -724,24 +692,30 @@ def ensure(
     kind
         ``"spain"`` or ``"africa"``.
     seed, patients, causes
-        As of `write_spain` and `write_africa`; ``causes`` concern Africa only.
+        As of `spain_entries` and `africa_entries`; ``causes`` concern Africa only.
 
     Raises
     ------
     InputError
         Unknown kind or cause, or the folder holds something else.
     """
-    return _write_cohort(Path(root), *_plan(kind, seed, patients, causes), reuse=True)
-
-
-def write_spain(root: str | Path, seed: int = 0, patients: int = 60) -> dict:
-    """Write phantom Spain with ``patients`` in each half of the published split; return its manifest."""
-    return _write_cohort(Path(root), *_plan("spain", seed, patients), reuse=False)
-
-
-def write_africa(root: str | Path, seed: int = 0, patients: int = 8, causes: Iterable[str] = CAUSES) -> dict:
-    """Write phantom Africa with ``patients`` in each centre and the given causes of shift; return its manifest."""
-    return _write_cohort(Path(root), *_plan("africa", seed, patients, causes), reuse=False)
+    root, (manifest, entries) = Path(root), _plan(kind, seed, patients, causes)
+    new, old = (root.with_name(f".{root.name}.{word}.tmp") for word in ("new", "old"))
+    with lock(root):  # renamed at the end: the folder is whole or absent, also after a kill
+        if _holds(root, manifest):
+            return manifest
+        if root.exists() and any(root.iterdir()) and not (root / "phantom.json").is_file():
+            raise InputError(
+                f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
+            )
+        for left in (new, old):  # of a killed process: we hold the lock
+            shutil.rmtree(left, ignore_errors=True)
+        _write(new, manifest, entries)
+        if root.exists():
+            root.rename(old)
+        new.rename(root)
+        shutil.rmtree(old, ignore_errors=True)
+    return manifest
 
 
 def planted(root: str | Path) -> list[tuple[str, str]]:
@@ -749,69 +723,50 @@ def planted(root: str | Path) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text())["planted"]]
 
 
-def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str] = CAUSES) -> tuple[dict, list[Entry]]:
+def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str]) -> tuple[dict, list[Entry]]:
     """Return the manifest that a cohort must have, and its images."""
-    if kind not in ("spain", "africa"):
+    if kind not in KINDS:
         raise InputError(f"unknown phantom cohort {kind!r}: expected 'spain' or 'africa'")
-    patients = patients or {"spain": 60, "africa": 8}[kind]
-    entries = spain_entries(seed, patients) if kind == "spain" else africa_entries(seed, patients, frozenset(causes))
+    patients = patients or KINDS[kind]["patients"]
     manifest = {"version": VERSION, "kind": kind, "seed": seed, "patients": patients}
-    if kind == "africa":
+    if kind == "spain":
+        entries = spain_entries(seed, patients)
+    else:
+        entries = africa_entries(seed, patients, frozenset(causes))
         manifest["causes"] = sorted(causes)
     pairs = sorted(sorted((entry.path, entry.copy)) for entry in entries if entry.copy)
     return manifest | {"counts": counts(entries), "planted": pairs}, entries
 
 
-def _write_cohort(root: Path, manifest: dict, entries: list[Entry], reuse: bool) -> dict:
-    """Write a cohort beside its folder, then rename: the folder is whole or absent, also after a kill."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent / f".{root.name}.lock"):
-        if reuse and _holds(root, manifest):
-            return manifest
-        if root.exists() and any(root.iterdir()) and not (root / "phantom.json").is_file():
-            raise InputError(
-                f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
-            )
-        for left in root.parent.glob(f".{root.name}.*.tmp"):  # of a killed process: we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
-        temporary, old = (root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp") for _ in range(2))
-        _write_files(temporary, manifest, entries)
-        if root.exists():
-            os.rename(root, old)
-        os.rename(temporary, root)
-        shutil.rmtree(old, ignore_errors=True)
-    return manifest
-
-
 def _holds(root: Path, manifest: dict) -> bool:
-    try:
-        found = json.loads((root / "phantom.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return found == manifest and sum(1 for _ in root.glob("*/*.png")) == manifest["counts"]["total"]["images"]
+    """Say whether a folder holds the whole cohort of a manifest."""
+    there, images = root / "phantom.json", manifest["counts"]["total"]["images"]
+    return there.is_file() and there.read_bytes() == _json(manifest) and len(list(root.glob("*/*.png"))) == images
 
 
-def _write_files(folder: Path, manifest: dict, entries: list[Entry]) -> None:
-    spain = manifest["kind"] == "spain"
+def _json(manifest: dict) -> bytes:
+    """Return the bytes of `phantom.json`."""
+    return (json.dumps(manifest, indent=1) + "\n").encode()
+
+
+def _write(folder: Path, manifest: dict, entries: list[Entry]) -> None:
+    """Write pictures, label table and manifest."""
     for entry in entries:
         path = folder / entry.path
         path.parent.mkdir(parents=True, exist_ok=True)
         if entry.copy:
             shutil.copyfile(folder / entry.copy, path)
-        else:
-            _coloured(draw_plane(*entry.recipe), entry.colour).save(path, compress_level=1)
-    with open(folder / (SPAIN_CSV if spain else AFRICA_CSV), "w", encoding="ascii", newline="") as handle:
-        table = csv.writer(handle, delimiter=";" if spain else ",", lineterminator="\n")
-        table.writerow(SPAIN_HEADER if spain else AFRICA_HEADER)
-        table.writerows(entry.row for entry in entries)
-    (folder / "phantom.json").write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def _coloured(picture: Image.Image, colour: str) -> Image.Image:
-    if colour == "L":
-        return picture
-    tints = (1.0, 0.86, 0.62) if colour == "tinted" else (1.0, 1.0, 1.0)
-    return Image.merge("RGB", [picture.point([round(value * tint) for value in range(256)]) for tint in tints])
+            continue
+        picture = draw_plane(*entry.recipe)
+        if entry.tints:
+            bands = [picture.point([round(value * tint) for value in range(256)]) for tint in entry.tints]
+            picture = Image.merge("RGB", bands)
+        picture.save(path, compress_level=1)
+    kind = KINDS[manifest["kind"]]
+    with open(folder / kind["file"], "w", encoding="ascii", newline="") as handle:
+        table = csv.writer(handle, delimiter=kind["delimiter"], lineterminator="\n")
+        table.writerows([kind["columns"], *(entry.row for entry in entries)])
+    (folder / "phantom.json").write_bytes(_json(manifest))
 
 
 def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source:
