@@ -517,12 +517,9 @@ def fit_sgd(
         now = np.concatenate([runs.losses(held_out[f], i * len(seeds), len(seeds)) for i, f in enumerate(order)])
         better = np.flatnonzero(now < loss)
         best[better], loss[better], epochs[better] = runs.theta[better], now[better], epoch
-    fold = {f: slice(i * len(seeds), (i + 1) * len(seeds)) for i, f in enumerate(order)}
     best, (zero, one) = best.cpu().numpy().astype(float), (np.zeros(X.shape[1]), np.ones(X.shape[1]))
-    parts = [
-        (best[fold[f], :-1], best[fold[f], -1], zero, one, loss[fold[f]], epochs[fold[f]]) for f in range(len(rows))
-    ]
-    return [SgdHeads(seeds, *part) for part in parts]
+    runs_of = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in np.argsort(order)]  # fold by fold
+    return [SgdHeads(seeds, best[s, :-1], best[s, -1], zero, one, loss[s], epochs[s]) for s in runs_of]
 
 
 class _Runs:
@@ -547,10 +544,8 @@ class _Runs:
 
     def train_epoch(self) -> None:
         """Pass once over each train set, in the run's own order."""
-        orders = [
-            rows[self.torch.randperm(len(rows), generator=g)]
-            for (rows, _), g in zip(self.sets, self.generators, strict=True)
-        ]
+        runs = zip(self.sets, self.generators, strict=True)
+        orders = [rows[self.torch.randperm(len(rows), generator=g)] for (rows, _), g in runs]
         for t in range(self.batches[0]):
             active = int((self.batches > t).sum())
             self._step(self.torch.stack([o[t * self.recipe.batch :][: self.recipe.batch] for o in orders[:active]]))
@@ -606,12 +601,8 @@ def _labels(y: np.ndarray, n: int, n_classes: int) -> np.ndarray:
 def _grid(values: np.ndarray, name: str) -> np.ndarray:
     """Return a (P,) grid if it is positive, finite and strictly ascending."""
     values = np.atleast_1d(np.asarray(values, float))
-    if (
-        values.ndim != 1
-        or not values.size
-        or not (np.isfinite(values) & (values > 0)).all()
-        or (np.diff(values) <= 0).any()
-    ):
+    ascending = values.ndim == 1 and values.size and (np.diff(values) > 0).all()
+    if not (ascending and values[0] > 0 and np.isfinite(values[-1])):
         raise InputError(f"expected {name} positive, ascending, without duplicates, found {values}: use np.unique(...)")
     return values
 
@@ -620,9 +611,8 @@ def _rows(rows: np.ndarray, n: int, fold: int, part: str) -> np.ndarray:
     """Return row numbers if there are some and all are in 0..n-1."""
     rows = np.asarray(rows)
     if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n:
-        raise InputError(
-            f"fold {fold}: expected {part} row numbers in 0..{n - 1}, one or more, found {rows.dtype} {rows.shape}"
-        )
+        found = f"{rows.dtype} {rows.shape}"
+        raise InputError(f"fold {fold}: expected {part} row numbers in 0..{n - 1}, one or more, found {found}")
     return rows
 
 

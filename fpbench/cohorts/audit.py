@@ -21,6 +21,7 @@ THUMBNAIL = images.Geometry("squash", 64, "bilinear")
 HASH_BITS = 256  # the 16 x 16 lowest frequencies of the 64 x 64 thumbnail
 NEAR_BITS = 32  # at most so many of them differ
 NEAR_CORRELATION = 0.99  # and the thumbnails correlate at least so much
+CROSSED = {"machine": "plane", "operator": "machine", "centre": "plane", "official_split": "plane"}  # tables to print
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,10 @@ class Audit:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables that the command line prints after the summary."""
-        cohort, columns = (
-            self.cohort,
-            {"machine": "plane", "operator": "machine", "centre": "plane", "official_split": "plane"},
-        )
-        shown = {
-            f"{rows} x {other} (images)": crosstab(cohort, rows, other)
-            for rows, other in columns.items()
-            if cohort.frame[rows].nunique() > 1
-        }
+        cohort, shown = self.cohort, {}
+        for rows, other in CROSSED.items():
+            if cohort.frame[rows].nunique() > 1:
+                shown[f"{rows} x {other} (images)"] = crosstab(cohort, rows, other)
         shown[f"{cohort.source.confounder} x size (images)"] = crosstab(cohort, cohort.source.confounder, "size").T
         shown["unreadable"], shown["near duplicates"] = self.unreadable, self.near
         return {title: table for title, table in shown.items() if len(table)}
@@ -145,6 +141,7 @@ def perceptual_signs(thumbs: np.ndarray) -> np.ndarray:
 
 
 def _pair_table(frame: pd.DataFrame, left: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """Return one row per pair of rows, and what the two agree on."""
     one, two = (frame.iloc[rows].reset_index(drop=True) for rows in (left, right))
     table = pd.DataFrame({"image": one["image_id"], "copy": two["image_id"]})
     table["same_bytes"] = one["sha256"] == two["sha256"]
@@ -166,12 +163,8 @@ def classes_table(cohorts: list[Cohort], task: Task) -> pd.DataFrame:
     tables = []
     for cohort in cohorts:
         grouped = cohort.frame.groupby(task.label)
-        counts = {
-            "images": grouped.size(),
-            "patients": grouped["patient"].nunique(),
-            "groups": grouped["group"].nunique(),
-        }
-        table = pd.DataFrame(counts).reindex([name for name in task.classes if name in grouped.groups])
+        table = grouped.agg(images=("patient", "size"), patients=("patient", "nunique"), groups=("group", "nunique"))
+        table = table.reindex([name for name in task.classes if name in grouped.groups])
         tables.append(table.rename_axis("class").reset_index().assign(cohort=cohort.name))
     return pd.concat(tables, ignore_index=True)[["cohort", "class", "images", "patients", "groups"]]
 
