@@ -1,0 +1,403 @@
+"""What the doctor finds: each thing is broken on purpose, and nothing is changed by looking."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from fpbench import cli, doctor, images, load_cohort, load_study
+from fpbench.cohorts import phantom
+from fpbench.encoders import catalogue, fetch
+
+USFM = {"name": "usfm", "model": "usfm"}
+TINY = {"name": "tiny", "model": "timm:resnet18", "weights": "random", "geometry": {"kind": "squash", "size": 32}}
+SPAIN = "FETAL_PLANES_DB_data.csv"
+LABELS = dict(doctor.LABELS)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("FPBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FPBENCH_WEIGHTS", str(tmp_path / "weights"))
+
+
+@pytest.fixture
+def study(small, tmp_path, monkeypatch):
+    """Return a function that makes a study over the small archives, with some fields changed."""
+    monkeypatch.setattr(doctor, "LABELS", {})  # those of the small archives are nobody's
+
+    def make(*encoders, **changes):
+        cohorts = [{"name": name, "root": str(root)} for name, root in small.items()]
+        content = {"name": "small", "title": "Small", "cohorts": cohorts, "encoders": [*(encoders or [TINY])]}
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump({**content, "device": "cpu", **changes}))
+        return load_study(tmp_path / "small.yaml")
+
+    return make
+
+
+def found(findings, room, what=None):
+    (one,) = [one for one in findings if one.room == room and what in (None, one.what)]
+    return one
+
+
+def examined(study, room, what=None, full=False):
+    return found(doctor.examine(study, full), room, what)
+
+
+def tree(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "fpbench.cli", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_demo_can_run_where_nothing_was_made_yet(tmp_path):
+    done = run()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("study demo can run")
+    assert max(map(len, lines)) <= 120
+    assert "FAIL" not in done.stdout
+    assert done.stdout.count("phantom, drawn on first use") == 2
+    assert done.stdout.count("random weights") == 2
+    assert not tree(tmp_path)
+
+
+def test_a_study_that_cannot_run_says_so_in_json_with_a_remedy_for_each_red_line(tmp_path):
+    done = run("paper", "--json")
+    assert done.returncode == 1
+    content = json.loads(done.stdout)
+    assert (content["study"], content["can_run"]) == ("paper", False)
+    red = {one["what"]: one["remedy"] for one in content["findings"] if one["state"] == "fail"}
+    assert len(red) == 9
+    assert red["spain"] == "run `fpbench fetch spain`"
+    assert red["usfm"].startswith("run `fpbench fetch weights usfm`, or save it by hand (MODELS.md) as ")
+    assert all(red.values())
+    assert "data" in [one["what"] for one in content["findings"] if one["room"] == "writing"]
+    assert not tree(tmp_path)
+    text = run("paper")
+    assert text.returncode == 1
+    assert text.stdout.splitlines()[-1].startswith("study paper cannot run: 9 red lines")
+    assert max(map(len, text.stdout.splitlines())) <= 120
+
+
+def test_a_study_that_is_not_there():
+    done = run("nothing")
+    assert done.returncode == 1
+    assert "the studies are demo" in done.stderr
+
+
+@pytest.mark.skipif(any(next(Path("/dev").glob(name), None) for name in doctor.GPUS), reason="torch must be asked")
+def test_torch_is_not_imported_where_there_is_no_gpu():
+    code = "import sys; from fpbench import doctor, load_study; doctor.examine(load_study('demo')); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_small_archives_are_whole_and_stay_as_they_are(study, tmp_path):
+    plan = study()
+    before = tree(tmp_path)
+    findings = doctor.examine(plan, full=True)
+    assert doctor.can_run(findings)
+    assert "48 patients, 144 of 144 images, all opened" in found(findings, "cohorts", "spain").detail
+    assert tree(tmp_path) == before
+
+
+def test_a_missing_cohort_hides_nothing_else(study, small):
+    shutil.rmtree(small["spain"])
+    (small["africa"] / "Egypt" / "patient001_EGY_plane0.png").unlink()
+    findings = doctor.examine(study(USFM))
+    red = [(one.room, one.what) for one in findings if one.state == "fail"]
+    assert red == [("cohorts", "spain"), ("cohorts", "africa"), ("weights", "usfm")]
+    spain, africa = (found(findings, "cohorts", name) for name in ("spain", "africa"))
+    assert str(small["spain"]) in spain.detail
+    assert spain.remedy == "run `fpbench fetch spain` and leave `root` out of the study"
+    assert "1 of 54 images are not in" in africa.detail
+    assert "missing: drop" in africa.remedy
+
+
+def test_missing_images_may_be_declared(study, small):
+    for path in sorted((small["spain"] / "Images").glob("*.png"))[:2]:
+        path.unlink()
+    cohorts = [{"name": "spain", "root": str(small["spain"]), "missing": "drop"}]
+    spain = examined(study(cohorts=cohorts), "cohorts", "spain")
+    assert spain.state == "ok"
+    assert "142 of 144 images" in spain.detail
+    assert examined(study(), "cohorts", "spain").state == "fail"
+
+
+def test_published_counts_are_held(study, small):
+    table = small["spain"] / SPAIN
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    spain = examined(study(), "cohorts", "spain")
+    assert spain.state == "fail"
+    assert "total images: expected 144, found 143" in spain.detail
+    assert spain.remedy.startswith(f"move {small['spain']} away and run `fpbench fetch spain`")
+
+
+def test_an_unknown_cohort_and_a_study_without_a_cohort_to_train_on(study):
+    findings = doctor.examine(study(cohorts=[{"name": "spian"}]))
+    assert "found spian" in found(findings, "cohorts", "spian").detail
+    assert found(findings, "cohorts", "task").state == "fail"
+
+
+@pytest.mark.parametrize("place", [-14, -200])  # the checksum of the pixels, unseen by decoding; the pixels
+def test_a_flipped_byte_is_found_by_full_and_claimed_by_nobody_else(study, small, place):
+    path = sorted((small["spain"] / "Images").glob("*.png"))[7]
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+    plain = examined(study(), "cohorts", "spain")
+    assert plain.state == "ok"
+    assert "none opened" in plain.detail
+    done = CliRunner().invoke(cli.app, ["doctor", str(small["spain"].parent / "small.yaml"), "--full", "--json"])
+    assert done.exit_code == 1
+    (red,) = [one for one in json.loads(done.stdout)["findings"] if one["state"] == "fail"]
+    assert red["what"] == "spain"
+    assert red["detail"].startswith("1 damaged images")
+    assert path.name in red["detail"]
+
+
+def test_three_damaged_images_are_named_at_most(study, small):
+    for path in (small["africa"] / "Malawi").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:-100])
+    africa = examined(study(), "cohorts", "africa", full=True)
+    assert africa.detail.startswith("12 damaged images")
+    assert africa.detail.count(".png: ") == 3
+
+
+def test_a_whole_file_that_the_loader_refuses_is_damaged_too(study, small):
+    Image.fromarray(np.zeros((40, 50), np.uint16)).save(small["africa"] / "Malawi" / "patient001_MWI_plane0.png")
+    africa = examined(study(), "cohorts", "africa", full=True)
+    assert (africa.state, "found mode I;16" in africa.detail) == ("fail", True)
+
+
+@pytest.mark.shared
+def test_the_real_label_files_are_known(shared, tmp_path, study, monkeypatch):
+    monkeypatch.setattr(doctor, "LABELS", LABELS)
+    root = shared / "data" / "spain"
+    plan = study(cohorts=[{"name": "spain", "root": str(root), "missing": "drop"}])
+    real = replace(doctor.SOURCES["spain"], counts={"total": {"images": 12_400, "patients": 1_792}})
+    monkeypatch.setitem(doctor.SOURCES, "spain", real)
+    spain = examined(plan, "cohorts", "spain")
+    assert (spain.state, spain.detail[-12:]) == ("ok", "as published")
+    image = next((root / "Images").glob("*.png"))
+    (tmp_path / "copy" / "Images").mkdir(parents=True)
+    shutil.copy(image, tmp_path / "copy" / "Images")
+    (tmp_path / "copy" / SPAIN).write_bytes((root / SPAIN).read_bytes().replace(b"\n", b"\r\n"))
+    plan = study(cohorts=[{"name": "spain", "root": str(tmp_path / "copy"), "missing": "drop"}])
+    spain = examined(plan, "cohorts", "spain")
+    assert (spain.state, "published 18f8250244dd" in spain.detail) == ("warn", True)
+
+
+def test_phantoms_are_drawn_again_as_the_loader_would_and_others_are_left_alone(tmp_path):
+    root, plan = tmp_path / "data" / "phantom-africa", load_study("demo")
+    phantom.ensure(root, "africa")
+    before = tree(tmp_path)
+    africa = examined(plan, "cohorts", "phantom-africa", full=True)
+    total = phantom.AFRICA_COUNTS["total"]["images"]
+    assert (africa.state, f"{total} of {total} images, all opened" in africa.detail) == ("ok", True)
+    assert tree(tmp_path) == before
+    next(root.glob("*/*.png")).unlink()
+    assert examined(plan, "cohorts", "phantom-africa").detail == "phantom, drawn on first use"
+    (root / "phantom.json").unlink()
+    africa = examined(plan, "cohorts", "phantom-africa")
+    assert (africa.state, "not a phantom" in africa.detail) == ("fail", True)
+
+
+def put(name, content=b"weights" * 1000):
+    path = fetch.path_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_weights_put_by_hand_are_not_pinned_by_looking(study, tmp_path):
+    put("usfm")
+    plan = study(USFM)
+    before = tree(tmp_path)
+    usfm = examined(plan, "weights", "usfm")
+    assert usfm.state == "ok"
+    assert "to be pinned on first use" in usfm.detail
+    assert "CC BY-NC 4.0" in usfm.detail
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("own", [True, False])  # lock of the study; lock of `fpbench fetch weights`
+def test_truncated_weights_differ_from_the_pinned_hash(study, own):
+    path, plan = put("usfm"), study(USFM)
+    fetch.locate("usfm", plan.folder / "weights.lock.json" if own else None)
+    usfm = examined(plan, "weights", "usfm")
+    assert (usfm.state, "pinned in" in usfm.detail) == ("ok", True)
+    path.write_bytes(path.read_bytes()[:-1])
+    usfm = examined(plan, "weights", "usfm")
+    assert usfm.state == "fail"
+    assert "another file, or a damaged one" in usfm.detail
+
+
+def test_weights_differ_from_the_published_hash(study):
+    put("ultrasam")
+    ultrasam = examined(study({"name": "ultrasam", "model": "ultrasam"}), "weights", "ultrasam")
+    assert ultrasam.state == "fail"
+    assert catalogue.CATALOGUE["ultrasam"].source.sha256 in ultrasam.detail
+    assert "published under this name" in ultrasam.detail
+
+
+def test_full_hashes_weights_anew(study, tmp_path):
+    path, plan = put("usfm"), study(USFM)
+    fetch.locate("usfm", plan.folder / "weights.lock.json")
+    time = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(time, time))
+    before = tree(tmp_path)
+    assert examined(plan, "weights", "usfm").state == "ok"
+    assert examined(plan, "weights", "usfm", full=True).state == "fail"
+    assert tree(tmp_path) == before
+
+
+def test_weights_of_the_study_unknown_encoders_and_settings_that_do_not_fit(study, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"mine")
+    plan = study(
+        {**TINY, "name": "mine", "weights": str(tmp_path / "mine.pth")},
+        {**TINY, "name": "gone", "weights": str(tmp_path / "gone.pth")},
+        {**USFM, "name": "odd", "model": "usmf"},
+        {**USFM, "name": "pool", "weights": "random", "pooling": "max"},
+        {**USFM, "name": "side", "weights": "random", "geometry": {"size": 256}},
+    )
+    findings = doctor.examine(plan)
+    states = {one.what: (one.state, one.detail) for one in findings if one.room == "weights"}
+    assert [state for state, _ in states.values()] == ["ok", "fail", "fail", "fail", "fail"]
+    assert "held to no hash" in states["mine"][1]
+    assert "gone.pth, found nothing" in states["gone"][1]
+    assert "unknown encoder 'usmf'" in states["odd"][1]
+    assert "expected a pooling of patch_mean" in states["pool"][1]
+    assert "expected an input side of 224" in states["side"][1]
+
+
+def test_the_hub_cache_of_a_library(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    plan = study({"name": "a", "model": "timm:resnet18.a1_in1k"}, {"name": "b", "model": "hf:org/name"})
+    findings = doctor.examine(plan)
+    assert doctor.can_run(findings)
+    assert [found(findings, "weights", name).state for name in "ab"] == ["warn", "warn"]
+    for folder in ("models--timm--resnet18.a1_in1k", "models--org--name"):
+        (tmp_path / "hub" / folder / "snapshots" / "1").mkdir(parents=True)
+        (tmp_path / "hub" / folder / "snapshots" / "1" / "model.safetensors").write_bytes(b"")
+    findings = doctor.examine(plan)
+    assert [found(findings, "weights", name).state for name in "ab"] == ["ok", "ok"]
+
+
+def test_a_disk_too_small_and_what_it_already_holds(study, small, monkeypatch):
+    plan = study(probes=["logistic", "knn"])
+    needed = 198 * (32 * 32 + 4 * doctor.GUESS[1]) + doctor.ROW * 198 * 5 * 2
+
+    def state(free):
+        usage = namedtuple("usage", "total used free")(free, 0, int(free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        return examined(plan, "disk").state
+
+    assert [state(share * needed) for share in (0.99, 1.01, 1.99, 2.01)] == ["fail", "warn", "warn", "ok"]
+    assert state(0.5 * needed) == "fail"
+    assert "FPBENCH_CACHE" in examined(plan, "disk").remedy
+    load_cohort("spain", small["spain"]).array(images.Geometry("squash", 32))
+    assert state(0.99 * needed) == "warn"
+
+
+def test_memory_too_small(study, monkeypatch, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(bytes(20_000_000))
+    memory = examined(study({**TINY, "weights": str(tmp_path / "mine.pth")}), "memory")
+    assert memory.detail.startswith("needs at least 0.04 GB")
+    plan = study({**USFM, "weights": "random"})
+    assert examined(plan, "memory").state != "fail"
+    monkeypatch.setitem(catalogue.CATALOGUE, "usfm", replace(catalogue.CATALOGUE["usfm"], parameters=1e9))
+    memory = examined(plan, "memory")
+    assert (memory.state, bool(memory.remedy)) == ("fail", True)
+    assert "needs at least 8,000,000.00 GB" in memory.detail
+
+
+def test_devices(study, monkeypatch):
+    torch = pytest.importorskip("torch")
+    assert "expected auto, cpu, cuda or cuda:N" in examined(study(device="tpu"), "device").detail
+    real = {"cohorts": [{"name": "spain"}, {"name": "africa"}]}
+    monkeypatch.setattr(doctor, "SMALL", 100)
+    slow = examined(study({**USFM, "weights": "random"}, device="cpu", **real), "device")
+    assert (slow.state, "slow with usfm on 198 images" in slow.detail) == ("warn", True)
+    assert examined(study(device="cpu", **real), "device").state == "ok"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees no GPU" in examined(study(device="cuda"), "device").detail
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    facts = namedtuple("facts", "name total_memory")("a GPU", 24e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    gpu = examined(study(device="cuda"), "device")
+    assert (gpu.state, gpu.detail) == ("ok", "cuda: a GPU, 24 GB, bfloat16: no")
+    assert examined(study({**TINY, "bf16": True}, device="cuda"), "device").state == "warn"
+    assert "torch sees 1 GPUs" in examined(study(device="cuda:1"), "device").detail
+
+
+def test_a_results_folder_that_cannot_be_written(study, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("FPBENCH_RESULTS", str(tmp_path / "file" / "results"))
+    findings = doctor.examine(study())
+    for what, variable in (("results", "FPBENCH_RESULTS"), ("cache", "FPBENCH_CACHE")):
+        one = found(findings, "writing", what)
+        assert (one.state, "found a file" in one.detail, variable in one.remedy) == ("fail", True, True)
+    assert found(findings, "writing", "weights").state == "ok"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that refuses even root")
+def test_a_folder_that_refuses_to_be_written(study, monkeypatch):
+    monkeypatch.setenv("FPBENCH_WEIGHTS", "/proc/weights")
+    weights = examined(study(USFM), "writing", "weights")
+    assert (weights.state, weights.detail.startswith("/proc cannot be written")) == ("fail", True)
+    assert examined(study(), "writing", "weights").detail == "nothing is written there"
+
+
+def test_versions(study, monkeypatch):
+    plan = study()
+    installed = {"torch": "2.9.1", "numpy": "1.26.4"}
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: installed.get(name) or real(name))
+    findings = doctor.examine(plan)
+    torch, others = found(findings, "versions", "torch"), found(findings, "versions", "others")
+    assert (torch.state, torch.detail) == ("fail", "expected torch>=2.10, found 2.9.1")
+    assert (others.state, others.detail) == ("fail", "expected numpy>=2.0, found 1.26.4")
+    assert all("pip install" in one.remedy for one in (torch, others))
+    assert found(findings, "versions", "timm").detail == real("timm")
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=2.4", "not-there>=1", 'also-not; extra == "x"'])
+    findings = doctor.examine(plan)
+    torch = found(findings, "versions", "torch")
+    assert (torch.state, "weights_only" in torch.detail) == ("warn", True)
+    assert found(findings, "versions", "others").detail == "expected not-there>=1, found none"
+
+
+def test_an_fpbench_that_is_not_installed(study, monkeypatch):
+    def absent(name):
+        raise doctor.PackageNotFoundError(name)
+
+    for function in ("version", "requires", "metadata"):
+        monkeypatch.setattr(doctor, function, absent)
+    own = examined(study(), "versions", "fpbench")
+    assert (own.state, own.detail[-10:]) == ("fail", "found none")
+
+
+def test_text_fits_the_screen_and_counts():
+    one = doctor.Finding("weights", "usfm", "fail", "expected /" + "x" * 300, "look\nagain")
+    text = doctor.render([one, replace(one, state="warn"), replace(one, room="disk")], "mine")
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.splitlines()[-1] == "study mine cannot run: 2 red lines (1 warning)"
+    assert text.count("-> look") == 3
+    assert doctor.render([replace(one, state="ok", remedy="")], "mine").endswith("\nstudy mine can run")
