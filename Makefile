@@ -12,7 +12,7 @@ install: .venv/installed  ## make .venv from the lock
 .venv/installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -20,7 +20,7 @@ demo: install  ## the whole benchmark on phantoms, offline
 	$(BIN)/fpbench run demo --jobs 2
 
 test: install lint  ## everything that CI runs: tests, then the demo, then the committed notebooks against it
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(NBVAL) notebooks/*.ipynb
 

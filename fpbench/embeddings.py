@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fpbench import artifacts, images, paths
 from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
+from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError
 
 VERSION = 1  # of this step; raise it when its numbers change
@@ -90,12 +91,32 @@ def _shard(
     return values
 
 
+def _generation(encoder: Encoder) -> str:
+    """Return the digest of the fingerprint under which this encoder's embeddings are kept.
+
+    The versions in the key cannot know that an adapter or a library now computes something else; its fingerprint does. All
+    fingerprints ever seen of an encoder are on record: one within tolerance is taken for the same, any other is a new one.
+    """
+    path = paths.cache() / "fingerprints" / f"{artifacts.digest(encoder.identity())[:32]}.json"
+    with artifacts.lock(path):
+        seen = artifacts.read_json(path)["seen"] if path.exists() else []
+        for known in seen:
+            if same(known, encoder.fingerprint):
+                return known["digest"]
+        if seen:
+            print(
+                f"{encoder.name}: the fingerprint is not the one on record: adapter or library changed; embedding anew"
+            )
+        artifacts.write_json(path, {"encoder": encoder.name, "seen": [*seen, encoder.fingerprint]})
+    return encoder.fingerprint["digest"]
+
+
 def embedding_key(encoder: Encoder, cohort: Cohort, batch_size: int, bf16: bool) -> dict:
     """Return everything that the embeddings depend on."""
     import torch
 
     return {
-        "step": "embeddings", "version": [VERSION, images.VERSION], "torch": torch.__version__, "encoder": encoder.identity(),
+        "step": "embeddings", "generation": _generation(encoder), "version": [VERSION, images.VERSION], "torch": torch.__version__, "encoder": encoder.identity(),
         "pixels": artifacts.digest(cohort.frame["pixels"].tolist()), "batch": batch_size, "bf16": bf16,
         "device": encoder.device.type, "threads": torch.get_num_threads() if encoder.device.type == "cpu" else 0,
     }  # fmt: skip

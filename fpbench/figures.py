@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from fpbench import artifacts, metrics
+from fpbench import artifacts, inspection, metrics
 from fpbench.cohorts import Cohort
 from fpbench.embeddings import embed_cohort
-from fpbench.images import Geometry
+from fpbench.encoders import MINI, Encoder
 from fpbench.study import Study
 from fpbench.tables import PROTOCOLS
 from fpbench.tasks import Task
@@ -35,9 +35,10 @@ OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#DDCC77")
 
 
 def colours(encoders) -> dict[str, str]:
-    """Return one colour per encoder: fixed for the paper's seven, in alphabetical order for others."""
-    rest = sorted(set(encoders) - set(COLOURS))
-    return {**COLOURS, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}}
+    """Return one colour per encoder: fixed for the paper's seven and their miniatures, in alphabetical order for others."""
+    rest = sorted({name for name in encoders if name.removesuffix(MINI) not in COLOURS})
+    known = {name: COLOURS[base] for name in encoders if (base := name.removesuffix(MINI)) in COLOURS}
+    return known | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}
 
 
 def save(figure: Figure, study: Study, name: str) -> None:
@@ -81,7 +82,7 @@ def pair(cohort: Cohort, pairs: pd.DataFrame, most: int = 3) -> Figure:
 
 
 def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -> Axes:
-    """Draw a table of counts; the colour is the share of its row."""
+    """Draw a table of numbers; the colour is the share of its row, or the number itself, from 0 to 1."""
     values = table.to_numpy(float)
     colour = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-12) if share else values
     sns.heatmap(
@@ -93,20 +94,32 @@ def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -
     return ax
 
 
-def geometries(cohorts: tuple[Cohort, ...], shown: tuple[Geometry, ...], plane: str = "abdomen") -> Figure:
-    """Draw one picture of every cohort as it is and after each geometry: what an encoder sees."""
-    figure, axes = plt.subplots(
-        len(cohorts), 1 + len(shown), figsize=(2.3 * (1 + len(shown)), 2.3 * len(cohorts)), squeeze=False
-    )
-    for row, cohort in zip(axes, cohorts, strict=True):
-        ids = cohort.frame["image_id"][cohort.frame["plane"] == plane]
-        picture = cohort.image((ids if len(ids) else cohort.frame["image_id"]).iloc[0])
-        pictures = [(f"{cohort.name}, as it is", picture)] + [(f"{one.kind} {one.size}", one(picture)) for one in shown]
-        for ax, (title, array) in zip(row, pictures, strict=True):
-            ax.imshow(array)
-            ax.set_title(f"{title} ({array.shape[1]} x {array.shape[0]})", fontsize=7)
-            ax.set_axis_off()
+def sights(encoders: list[Encoder], cohorts: tuple[Cohort, ...], plane: str = "abdomen") -> Figure:
+    """Draw one picture of every cohort as each encoder gets it, and below it the encoder's last features as colours."""
+    pictures = [_example(cohort, plane) for cohort in cohorts]
+    columns = 1 + len(encoders)
+    size = (1.25 * columns, 1.4 * 2 * len(cohorts))
+    figure, axes = plt.subplots(2 * len(cohorts), columns, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, (cohort, picture) in enumerate(zip(cohorts, pictures, strict=True)):
+        axes[2 * row, 0].imshow(picture)
+        axes[2 * row, 0].set_title(f"{cohort.name}\n{picture.shape[1]} x {picture.shape[0]}", fontsize=6)
+    for column, encoder in enumerate(encoders, 1):
+        maps = inspection.feature_maps(encoder, pictures)
+        for row, picture in enumerate(pictures):
+            axes[2 * row, column].imshow(encoder.geometry(picture))
+            axes[2 * row, column].set_title(
+                f"{encoder.name}\n{encoder.geometry.kind} {encoder.geometry.size}", fontsize=6
+            )
+            if maps is not None:
+                axes[2 * row + 1, column].imshow(maps[row], interpolation="nearest")
     return figure
+
+
+def _example(cohort: Cohort, plane: str) -> np.ndarray:
+    ids = cohort.frame["image_id"][cohort.frame["plane"] == plane]
+    return cohort.image((ids if len(ids) else cohort.frame["image_id"]).iloc[0])
 
 
 def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) -> Axes:

@@ -61,6 +61,11 @@ class Geometry:
                 f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}"
             )
 
+    def describe(self) -> str:
+        """Return a line for tables."""
+        crop = f", crop {self.crop:g}" if self.kind == "resize_crop" else ""
+        return f"{self.kind} {self.size}, {self.interpolation}{crop}"
+
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Return ``picture`` as a uint8 array of shape (size, size) or (size, size, 3)."""
         return getattr(self, f"_{self.kind}")(picture)

@@ -48,10 +48,13 @@ def refresh(study: str = "demo") -> None:
     """
     import nbformat
 
-    from fpbench import load_study, predictions, reference
+    from fpbench import artifacts, load_study, predictions, reference
 
     plan = load_study(study)
-    reference.write(study, predictions.read(plan.all_predictions(), plan.the_task), plan.the_task)
+    files = plan.all_predictions()
+    reference.write(study, predictions.read(files, plan.the_task), plan.the_task)
+    encoders = [artifacts.checked(path)["encoder"] for path in files]
+    reference.write_encoders(study, {about["name"]: about["fingerprint"] for about in encoders})
     for source in sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb")):
         executed = plan.folder / "refreshed" / source.name
         execute(source, executed, {})

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fpbench import artifacts
 from fpbench.cohorts import Cohort, distinct
+from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError, MissingError
 from fpbench.tasks import Task
 
@@ -67,15 +68,24 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
-    """Read and validate predictions files; raises MissingError or InputError that names the file."""
-    frames = []
+    """Read and validate predictions files; raises MissingError or InputError that names the file.
+
+    All files of an encoder must carry one fingerprint: a fold made by another version of it is an InputError.
+    """
+    frames, first = [], {}
     for path in sorted(files):
         try:
-            artifacts.checked(path)
+            encoder = artifacts.checked(path)["encoder"]
         except FileNotFoundError:
             raise MissingError(
                 f"expected a predictions file with its sidecar at {path}: run notebook 04 for it"
             ) from None
+        known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
+        if not same(known, encoder["fingerprint"]):
+            raise InputError(
+                f"{path}: expected {encoder['name']} with the fingerprint that {other} has, found another one: adapter, "
+                "library or weights changed between the two; delete the older and run again"
+            )
         frame = pd.read_parquet(path)
         validate(frame, task, str(path))
         frames.append(frame)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench import artifacts, embeddings, images, predictions, probing, splits
+from fpbench import artifacts, embeddings, images, paths, predictions, probing, splits
 from fpbench.cohorts import Cohort, folder_of
 from fpbench.embeddings import embed_cohort, embedding_key
 from fpbench.errors import MissingError
@@ -61,6 +61,7 @@ def open_bench(study: Study, encoder: str, home: Cohort, external: tuple[Cohort,
     about = {
         "name": encoder,
         **model.identity(),
+        "fingerprint": model.fingerprint,
         "parameters": model.parameters(),
         "weights": asdict(model.weights),
         "label": model.weights.label,
@@ -201,6 +202,7 @@ def job_key(study: Study, *encoders: str) -> str:
     parts += [[spec.name, spec.missing, _folder_digest(spec.name, study.root(spec))] for spec in study.cohorts]
     if encoders:
         parts += [embeddings.VERSION, VERSION, study.probes, study.threads, study.device]
+        parts += [artifacts.file_sha256(paths.expand(file)) for file in study.extensions]
         specs = [study.encoder_spec(name) for name in encoders]
         parts += [[asdict(spec), _file_digest(study.weights(spec))] for spec in specs]
     return artifacts.digest(parts)[:16]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fpbench import artifacts, paths
+from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError
 from fpbench.tasks import Task
 
@@ -38,9 +39,17 @@ def _digits(values: np.ndarray) -> str:
 
 def write(study: str, predicted: pd.DataFrame, task: Task) -> Path:
     """Make these predictions the reference of a study."""
-    path = FOLDER / f"{study}.json"
+    return _write(FOLDER / f"{study}.json", summarise(predicted, task))
+
+
+def write_encoders(study: str, fingerprints: dict[str, dict]) -> Path:
+    """Make the fingerprints of these encoders, by name, the reference of a study."""
+    return _write(FOLDER / f"{study}.encoders.json", fingerprints)
+
+
+def _write(path: Path, content: dict) -> Path:
     with artifacts.atomic(path) as temporary:
-        temporary.write_text(json.dumps(summarise(predicted, task), indent=0, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(content, indent=0, sort_keys=True) + "\n")
     return path
 
 
@@ -77,3 +86,14 @@ def agrees(study: str, predicted: pd.DataFrame, task: Task) -> str:
     verdict = flipped <= TOLERANCE * total
     rule = f"at most {TOLERANCE:.0%} of {total:,} answers may differ"
     return f"agrees with the reference ({rule}): {verdict}" + ("" if verdict else f", {flipped:,} differ")
+
+
+def encoders_agree(study: str, fingerprints: dict[str, dict]) -> str:
+    """Return a line: do these encoders, by name, still embed the fixed picture as they did?"""
+    path = FOLDER / f"{study}.encoders.json"
+    if not path.is_file():
+        return f"study {study} has no committed reference to compare with"
+    known = json.loads(path.read_text())
+    changed = [name for name, found in fingerprints.items() if name not in known or not same(known[name], found)]
+    verdict = f"False ({', '.join(changed)} changed)" if changed else "True"
+    return f"{len(fingerprints)} fingerprints agree with the reference: {verdict}"

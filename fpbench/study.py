@@ -4,8 +4,9 @@ The study also says where its files lie, and loads its cohorts and encoders.
 """
 
 import difflib
+import runpy
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_origin
 
@@ -65,6 +66,7 @@ class Study:
     probes: list[str] = field(default_factory=lambda: ["logistic"])  # of PROBES
     threads: int = 2  # of every computation on the CPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
+    extensions: list[str] = field(default_factory=list)  # Python files that register encoders
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
@@ -192,6 +194,8 @@ def load_study(name: str | Path) -> Study:
         No such file; the message lists those that are there.
     InputError
         Not YAML, an unknown or missing key, or a wrong type; the message names the key.
+
+    The study's extensions are executed, once in a process: a study file is to be trusted as a program is.
     """
     path = Path(name)
     if not path.suffix:
@@ -203,7 +207,18 @@ def load_study(name: str | Path) -> Study:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not a YAML file of plain values ({error})") from None
-    return _build(Study, content, str(path))
+    study = _build(Study, content, str(path))
+    for file in study.extensions:
+        _extend(paths.expand(file))
+    return study
+
+
+@cache
+def _extend(file: Path) -> None:
+    """Run a Python file that registers encoders, once in a process."""
+    if not file.is_file():
+        raise MissingError(f"expected a Python file at {file} (extensions of the study), found nothing")
+    runpy.run_path(str(file))
 
 
 def _build(kind: type, content, where: str):

@@ -141,6 +141,11 @@ def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataF
     return table
 
 
+def by_encoder(rows: dict[str, dict]) -> pd.DataFrame:
+    """Return one row per encoder from what was found of each."""
+    return pd.DataFrame([{"encoder": name, **row} for name, row in rows.items()])
+
+
 def _latex(text: str) -> str:
     return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
 

@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fpbench import load_study, protocols
 from fpbench.encoders import catalogue, checkpoint, load_encoder, register_encoder
 from fpbench.encoders.fingerprint import difference, fingerprint, picture, same
 from fpbench.errors import InputError, MissingError
 from fpbench.images import Geometry
 
+ROOT = Path(__file__).parent.parent
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
 
 
@@ -303,22 +305,36 @@ def test_a_fingerprint_notices_a_changed_adapter():
 
 
 def test_models_md_is_current():
-    text = (Path(__file__).parent.parent / "MODELS.md").read_text()
+    text = (ROOT / "MODELS.md").read_text()
     assert text == catalogue.models_md(), "write it again: fpbench.encoders.catalogue.models_md()"
 
 
-def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path):
+def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path, small_study):
+    """The README's lines, saved as the README says, named in a study, filled from a file."""
     monkeypatch.setattr(catalogue, "CATALOGUE", dict(catalogue.CATALOGUE))
-    code = re.search(r"```python\n(.*?)```", catalogue.models_md(), re.S)[1]
+    code = re.search(r"## Your own encoder\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    names: dict = {}
-    exec(code, names)
-    encoder = names["encoder"]
+    (tmp_path / "mine.py").write_text(code)
+    text = small_study.read_text().partition("encoders:")[0]
+    small_study.write_text(
+        text + f'extensions: ["{tmp_path}/mine.py"]\nencoders: [{{name: tiny, model: tiny, weights: random}}]\n'
+    )
+    study = load_study(small_study)
+    encoder = study.load_encoder("tiny")
     assert encoder.embed([picture()]).shape == (1, 8)
     torch.save(encoder.module.state_dict(), tmp_path / "w.pt")
     assert load_encoder("tiny", tmp_path / "w.pt", seed=5).weights.sha256 == encoder.weights.sha256
     with pytest.raises(InputError, match="'tiny'"):
-        register_encoder("tiny", names["tiny"], Geometry("squash", 64), dim=8)
+        register_encoder("tiny", torch.nn.Flatten, Geometry("squash", 64), dim=8)
+    register_encoder("wrong", torch.nn.Flatten, Geometry("squash", 8), dim=8)
+    with pytest.raises(InputError, match=r"expected embeddings \(1, 8\), found \(1, 192\)"):
+        load_encoder("wrong", "random").embed([picture()])
+    keys = [protocols.job_key(study, "tiny")]
+    (tmp_path / "mine.py").write_text(code.replace("Flatten()", "Flatten(), torch.nn.Tanh()"))
+    assert protocols.job_key(study, "tiny") not in keys
+    small_study.write_text(text + "extensions: [none.py]\nencoders: [{name: tiny, model: tiny}]\n")
+    with pytest.raises(MissingError, match=r"none\.py"):
+        load_study(small_study)
 
 
 def test_a_timm_model_by_its_name(tmp_path):

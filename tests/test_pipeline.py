@@ -37,11 +37,11 @@ def test_each_image_passes_the_encoder_once_and_a_second_run_not_at_all(small_st
     )
     study = load_study(small_study).begin()
     bench = bench_of(study)
-    assert sum(seen) == 144 + 54  # not times the number of folds
+    assert sum(seen) == 144 + 54 + 1  # not times the number of folds; and the fingerprint's one
     for probe in study.probes:
         protocols.run_probe(bench, probe)
     again = bench_of(study)
-    assert sum(seen) == 144 + 54
+    assert sum(seen) == 144 + 54 + 2
     assert again.key == bench.key
     fitted = []
     monkeypatch.setitem(protocols.PROBES, "logistic", lambda bench, folds: fitted.append(folds) or [])
@@ -82,6 +82,41 @@ def test_embeddings_are_cached_in_shards_and_checked(small_study, tmp_path, monk
     assert np.array_equal(whole, direct)
     with pytest.raises(InputError, match="batch_size=0"):
         embeddings.embed_cohort(encoder, africa, 0)
+
+
+def test_an_adapter_that_computes_something_else_is_noticed_and_embeds_anew(small_study, capsys):
+    """Same weights, same settings, same versions: only the fingerprint can tell."""
+    import torch
+
+    study = load_study(small_study).begin()
+    home, _ = study.load_cohorts()
+    first = study.load_encoder("tiny")
+    before = embeddings.embed_cohort(first, home, 8)
+    changed = replace(first, module=torch.nn.Sequential(first.module, torch.nn.Tanh()))
+    assert changed.identity() == first.identity()
+    after = embeddings.embed_cohort(changed, home, 8)
+    assert np.allclose(after, np.tanh(before), atol=1e-6)
+    assert "the fingerprint is not the one on record" in capsys.readouterr().out
+    slightly = {**first.fingerprint, "digest": "other", "values": [v * (1 + 1e-5) for v in first.fingerprint["values"]]}
+    noisy = replace(first)
+    noisy.__dict__["fingerprint"] = slightly
+    keys = [embeddings.embedding_key(encoder, home, 8, False) for encoder in (first, noisy)]
+    assert keys[0] == keys[1]
+    assert capsys.readouterr().out == ""
+
+
+def test_table_1_reads_what_the_study_calls_for_and_nothing_else_in_the_folder(small_study):
+    study = load_study(small_study).begin()
+    bench = bench_of(study)
+    for probe in ("ridge", "knn"):
+        protocols.run_probe(bench, probe)
+    fewer = replace(study, folds=3, probes=["ridge"])
+    files = fewer.all_predictions()
+    assert sorted(files) == [study.predictions("tiny", "ridge", fold) for fold in range(3)]
+    assert len(list(study.folder.rglob("fold*.parquet"))) == 8
+    read = predictions.read(files, study.the_task)
+    assert set(read["protocol"]) == {"ridge"}
+    assert set(read["fold"]) == {0, 1, 2}
 
 
 def test_an_embedding_that_is_not_finite_names_the_image(small_study):

@@ -7,7 +7,8 @@ from fpbench.errors import InputError, MissingError
 from fpbench.tasks import TASKS
 
 TASK = TASKS["planes"]
-ABOUT = {"key": "k", "study": {}, "encoder": {}, "chosen": {}, "provenance": {}}
+PRINT = {"dim": 2, "norm": 1.0, "values": [0.5] * 16, "digest": "a"}
+ABOUT = {"key": "k", "study": {}, "encoder": {"name": "e", "fingerprint": PRINT}, "chosen": {}, "provenance": {}}
 
 
 @pytest.fixture
@@ -81,6 +82,20 @@ def test_a_flipped_byte_a_missing_sidecar_and_no_files_are_errors(frame, tmp_pat
         predictions.read([], TASK)
     with pytest.raises(InputError, match="must say key"):
         predictions.write(path, frame, TASK, {})
+
+
+def test_folds_made_by_two_versions_of_an_encoder_are_refused(frame, tmp_path):
+    files = [tmp_path / f"{fold}.parquet" for fold in range(2)]
+    for fold, (path, shift) in enumerate(zip(files, (0, 1e-4), strict=True)):
+        print_ = {**PRINT, "values": [0.5 + shift] * 16, "digest": str(fold)}
+        predictions.write(
+            path, frame.assign(fold=fold), TASK, {**ABOUT, "encoder": {"name": "e", "fingerprint": print_}}
+        )
+    assert len(predictions.read(files, TASK)) == 2 * len(frame)  # another machine
+    changed = {**PRINT, "values": [0.6] * 16, "digest": "1"}
+    predictions.write(files[1], frame.assign(fold=1), TASK, {**ABOUT, "encoder": {"name": "e", "fingerprint": changed}})
+    with pytest.raises(InputError, match="expected e with the fingerprint"):
+        predictions.read(files, TASK)
 
 
 def test_views_and_scores(frame):

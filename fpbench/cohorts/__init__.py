@@ -77,6 +77,11 @@ class Cohort:
         """Return the cohort without the rows where the mask is false. Groups stay as they are."""
         return replace(self, frame=self.frame[np.asarray(rows, bool)].reset_index(drop=True))
 
+    def pictures(self, count: int, seed: int = 0) -> list[np.ndarray]:
+        """Return some pictures, drawn at random, each of another patient."""
+        rows = self.frame.sample(frac=1, random_state=seed).drop_duplicates("patient").head(count)
+        return [images.decode(path) for path in rows["path"]]
+
     def describe(self) -> str:
         """Return one line: images, patients, groups, what is absent."""
         found = f"{self.name}: {len(self):,} images, {self.frame['patient'].nunique():,} patients, "

@@ -8,6 +8,7 @@ catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or any model of a libra
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,9 @@ class Encoder:
     @property
     def device(self) -> "torch.device":
         """Return where the weights are."""
-        return next(self.module.parameters()).device
+        import torch
+
+        return next((tensor.device for tensor in self.module.parameters()), torch.device("cpu"))
 
     def normalise(self, pictures: "torch.Tensor") -> "torch.Tensor":
         """Return float32 (B, 3, S, S) from uint8 (B, S, S) grey or (B, S, S, 3) RGB, on the encoder's device."""
@@ -128,6 +131,8 @@ class Encoder:
             return np.zeros((0, self.dim), np.float32)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             values = self.module(self.normalise(torch.from_numpy(np.array(batch)))).float().cpu().numpy()
+        if values.shape != (len(batch), self.dim):
+            raise InputError(f"{self.name}: expected embeddings ({len(batch)}, {self.dim}), found {values.shape}")
         return values[0] if isinstance(pictures, Image.Image) else values
 
     def identity(self) -> dict:
@@ -137,6 +142,13 @@ class Encoder:
             "model": self.model, "weights": self.weights.sha256, "geometry": geometry, "mean": list(self.mean),
             "std": list(self.std), "pooling": self.pooling, "dim": self.dim, "options": self.options,
         }  # fmt: skip
+
+    @cached_property
+    def fingerprint(self) -> dict:
+        """Return a few numbers that say what the encoder does, as it was loaded (``encoders.fingerprint``)."""
+        from fpbench.encoders.fingerprint import fingerprint
+
+        return fingerprint(self)
 
     def parameters(self) -> int:
         """Return how many numbers the module trains."""
@@ -319,21 +331,18 @@ def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
     """Return one row per encoder: what a result depends on."""
     import pandas as pd
 
-    rows = []
-    for one in encoders:
-        geometry = one.geometry
-        crop = f", crop {geometry.crop:g}" if geometry.kind == "resize_crop" else ""
-        rows.append(
-            {
-                "encoder": one.name,
-                "model": one.model,
-                "weights": one.weights.label,
-                "licence": one.weights.licence,
-                "sha256": one.weights.sha256[:12],
-                "parameters (M)": round(one.parameters() / 1e6, 2),
-                "dim": one.dim,
-                "pooling": one.pooling,
-                "geometry": f"{geometry.kind} {geometry.size}, {geometry.interpolation}{crop}",
-            }
-        )
+    rows = [
+        {
+            "encoder": one.name,
+            "model": one.model,
+            "weights": one.weights.label,
+            "licence": one.weights.licence,
+            "sha256": one.weights.sha256[:12],
+            "parameters (M)": round(one.parameters() / 1e6, 2),
+            "dim": one.dim,
+            "pooling": one.pooling,
+            "geometry": one.geometry.describe(),
+        }
+        for one in encoders
+    ]
     return pd.DataFrame(rows)

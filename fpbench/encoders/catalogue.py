@@ -6,9 +6,13 @@ What we could not verify is marked: ``confirmed=False`` on a hash, "unknown" on 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from fpbench.errors import InputError
 from fpbench.images import Geometry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -250,27 +254,44 @@ add(
 )
 
 
+def published() -> list[Entry]:
+    """Return the encoders of the paper: the entries whose weights somebody publishes."""
+    return [entry for entry in CATALOGUE.values() if entry.source]
+
+
+def table() -> "pd.DataFrame":
+    """Return the facts of the paper's encoders, one row each; GMACs per image, ``saw``: does the pretraining hold the cohort."""
+    import pandas as pd
+
+    rows = [
+        {
+            "encoder": e.name,
+            "architecture": e.architecture,
+            "input": f"{e.geometry.describe()} ({e.sides})",
+            "mean; std": "; ".join(", ".join(f"{v:.4g}" for v in values) for values in (e.mean, e.std)),
+            "pooling: dim (first is the default)": ", ".join(f"{name}: {dim}" for name, dim in e.poolings.items()),
+            "parameters (M)": e.parameters,
+            "GMACs": e.gmacs,
+            "licence": e.licence.split(" (")[0],
+            "saw Spain": e.saw_spain,
+            "saw Africa": e.saw_africa,
+        }
+        for e in published()
+    ]
+    return pd.DataFrame(rows)
+
+
 def models_md() -> str:
     """Return the text of MODELS.md."""
-    seven = [entry for entry in CATALOGUE.values() if entry.source]
     lines = [
         "# Models",
         "",
         "Written from `fpbench/encoders/catalogue.py` by its function `models_md`; a test compares.",
         "No file of the four ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.",
         "",
-        "| encoder | architecture | input | mean; std | pooling: dim (first is the default) | parameters (M) | GMACs |",
-        "|---|---|---|---|---|---|---|",
+        table().to_markdown(index=False, disable_numparse=True),
     ]
-    for e in seven:
-        g = e.geometry
-        kind = f"{g.kind} {g.size}, {g.interpolation}" + (f", crop {g.crop:g}" if g.kind == "resize_crop" else "")
-        poolings = ", ".join(f"{name}: {dim}" for name, dim in e.poolings.items())
-        numbers = "; ".join(", ".join(f"{v:.4g}" for v in values) for values in (e.mean, e.std))
-        lines.append(
-            f"| `{e.name}` | {e.architecture} | {kind} ({e.sides}) | {numbers} | {poolings} | {e.parameters} | {e.gmacs} |"
-        )
-    for e in seven:
+    for e in published():
         s = e.source
         size = f"{s.size:,} bytes" if s.size else "size unknown"
         mark = f"SHA-256 `{s.sha256}`" if s.sha256 else "SHA-256 unknown, pinned on first use"
@@ -288,19 +309,6 @@ def models_md() -> str:
 
 OWN = """## Any other model
 
-`timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. One of your own:
-
-```python
-import torch
-from fpbench.encoders import load_encoder, register_encoder
-from fpbench.images import Geometry
-
-
-def tiny():
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-
-
-register_encoder("tiny", tiny, Geometry("squash", 64, "bilinear"), dim=8, licence="mine")
-encoder = load_encoder("tiny", weights="random")  # or a file with the module's tensors
-```
+`timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. The README shows how to register
+an architecture of your own.
 """

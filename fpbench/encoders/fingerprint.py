@@ -29,7 +29,10 @@ def fingerprint(encoder: Encoder) -> dict:
         ``dim``; ``norm`` of the embedding; ``values``: VALUES of its entries, evenly spread; ``digest`` over all entries,
         each rounded to DIGITS significant digits: equal digests mean equal, different ones need ``difference``.
     """
-    embedding = encoder.embed([picture()])[0].astype(np.float64)
+    import torch
+
+    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):  # the same on every device, to 1e-4
+        embedding = encoder.embed([picture()])[0].astype(np.float64)
     rounded = [float(f"{value:.{DIGITS - 1}e}") for value in embedding]
     spread = np.linspace(0, len(rounded) - 1, VALUES).astype(int)
     norm = float(f"{np.linalg.norm(embedding):.{DIGITS - 1}e}")

@@ -24,13 +24,17 @@ class Pooled(nn.Module):
         super().__init__()
         self.model, self.pooling = model, pooling
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last tokens (B, N, C), or a map (B, H, W, C)."""
+        found = self.model(pixel_values=x).last_hidden_state
+        return found.permute(0, 2, 3, 1) if found.ndim == 4 else found
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, D) from (B, 3, S, S)."""
-        out = self.model(pixel_values=x)
         if self.pooling == "pooler":
-            return out.pooler_output.flatten(1)
-        tokens = out.last_hidden_state
-        tokens = tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens
+            return self.model(pixel_values=x).pooler_output.flatten(1)
+        tokens = self.features(x)
+        tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
 
 

@@ -1,5 +1,7 @@
 """A trunk that makes tokens or maps, and a pool that makes one vector of them: what every adapter returns."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,22 @@ class Tower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the embeddings (B, D) of normalised pictures (B, 3, S, S)."""
         return self.pool(self.features(x))
+
+
+def grid(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the last features that lie on a grid, (B, h, w, C), of any module; None if it does not show them."""
+    if hasattr(module, "features"):
+        found = module.features(x)
+    elif hasattr(module, "forward_features"):
+        found = module.forward_features(x)
+        if found.ndim == 4 and getattr(module, "output_fmt", "NCHW") == "NCHW":
+            found = found.permute(0, 2, 3, 1)
+    else:
+        return None
+    if found.ndim == 4:
+        return found
+    side = math.isqrt(found.shape[1])  # what is left over stands first: class token and registers
+    return found[:, found.shape[1] - side * side :].unflatten(1, (side, side))
 
 
 class ClassToken(nn.Module):
