@@ -734,6 +734,11 @@ def ensure(
     return _write_cohort(Path(root), *_plan(kind, seed, patients, causes), reuse=True)
 
 
+def is_drawn(root: Path, kind: str) -> bool:
+    """Return whether the folder holds the phantom that `ensure` would leave there; InputError if it would refuse."""
+    return _holds(root, _plan(kind, 0, None)[0])
+
+
 def write_spain(root: str | Path, seed: int = 0, patients: int = 60) -> dict:
     """Write phantom Spain with ``patients`` in each half of the published split; return its manifest."""
     return _write_cohort(Path(root), *_plan("spain", seed, patients), reuse=False)
@@ -766,12 +771,8 @@ def _write_cohort(root: Path, manifest: dict, entries: list[Entry], reuse: bool)
     """Write a cohort beside its folder, then rename: the folder is whole or absent, also after a kill."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):
-        if reuse and _holds(root, manifest):
+        if _holds(root, manifest) and reuse:
             return manifest
-        if root.exists() and any(root.iterdir()) and not (root / "phantom.json").is_file():
-            raise InputError(
-                f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
-            )
         for left in root.parent.glob(f".{root.name}.*.tmp"):  # of a killed process: we hold the lock
             shutil.rmtree(left, ignore_errors=True)
         temporary, old = (root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp") for _ in range(2))
@@ -784,6 +785,10 @@ def _write_cohort(root: Path, manifest: dict, entries: list[Entry], reuse: bool)
 
 
 def _holds(root: Path, manifest: dict) -> bool:
+    if root.exists() and any(root.iterdir()) and not (root / "phantom.json").is_file():
+        raise InputError(
+            f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
+        )
     try:
         found = json.loads((root / "phantom.json").read_text())
     except (OSError, ValueError):
@@ -824,6 +829,7 @@ def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source
         licence="Apache-2.0",
         citation="Drawn by fpbench; no person was scanned.",
         archive=None,
+        csv_sha256="",
         label="phantom",
         prepare=lambda root: ensure(root, kind),
     )
