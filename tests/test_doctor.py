@@ -55,6 +55,12 @@ def examined(study, room, what=None, full=False):
     return found(doctor.examine(study, full), room, what)
 
 
+def says(one, state, *parts):
+    assert one.state == state, one
+    for part in parts:
+        assert part in one.detail + one.remedy
+
+
 def tree(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
 
@@ -122,10 +128,8 @@ def test_a_missing_cohort_hides_nothing_else(study, small):
     red = [(one.room, one.what) for one in findings if one.state == "fail"]
     assert red == [("cohorts", "spain"), ("cohorts", "africa"), ("weights", "usfm")]
     spain, africa = (found(findings, "cohorts", name) for name in ("spain", "africa"))
-    assert str(small["spain"]) in spain.detail
-    assert "run `fpbench fetch spain`, and leave `root` out of the study" in spain.remedy
-    assert "1 of 54 images of africa are not in" in africa.detail
-    assert "missing='drop'" in africa.detail
+    says(spain, "fail", str(small["spain"]), "run `fpbench fetch spain`, and leave `root` out of the study")
+    says(africa, "fail", "1 of 54 images of africa are not in", "missing='drop'")
 
 
 def test_missing_images_may_be_declared(study, small):
@@ -133,8 +137,7 @@ def test_missing_images_may_be_declared(study, small):
         path.unlink()
     cohorts = [{"name": "spain", "root": str(small["spain"]), "missing": "drop"}]
     spain = examined(study(cohorts=cohorts), "cohorts", "spain")
-    assert spain.state == "ok"
-    assert "142 of 144 images" in spain.detail
+    says(spain, "ok", "142 of 144 images")
     assert examined(study(), "cohorts", "spain").state == "fail"
 
 
@@ -142,16 +145,14 @@ def test_published_counts_are_held(study, small):
     table = small["spain"] / SPAIN.csv
     table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
     spain = examined(study(), "cohorts", "spain")
-    assert spain.state == "fail"
-    assert "total images: expected 144, found 143" in spain.detail
-    assert "move the folder away, run `fpbench fetch spain`" in spain.remedy
+    says(spain, "fail", "total images: expected 144, found 143", "move the folder away, run `fpbench fetch spain`")
 
 
 def test_an_unknown_cohort_and_a_study_without_a_cohort_to_train_on(study):
     findings = doctor.examine(study(cohorts=[{"name": "spian"}]))
     assert "unknown cohort 'spian'" in found(findings, "cohorts", "spian").detail
     africa = examined(study(cohorts=[{"name": "phantom-africa"}]), "cohorts", "phantom-africa")
-    assert (africa.state, "population 'spain' to train on, found 0" in africa.detail) == ("fail", True)
+    says(africa, "fail", "population 'spain' to train on, found 0")
 
 
 @pytest.mark.parametrize("place", [-14, -200])  # the checksum of the pixels, unseen by decoding; the pixels
@@ -160,9 +161,7 @@ def test_a_flipped_byte_is_found_by_full_and_claimed_by_nobody_else(study, small
     content = bytearray(path.read_bytes())
     content[place] ^= 255
     path.write_bytes(content)
-    plain = examined(study(), "cohorts", "spain")
-    assert plain.state == "ok"
-    assert "none opened" in plain.detail
+    says(examined(study(), "cohorts", "spain"), "ok", "none opened")
     done = CliRunner().invoke(cli.app, ["doctor", str(small["spain"].parent / "small.yaml"), "--full", "--json"])
     assert done.exit_code == 1
     (red,) = [one for one in json.loads(done.stdout)["findings"] if one["state"] == "fail"]
@@ -181,8 +180,7 @@ def test_three_damaged_images_are_named_at_most(study, small):
 
 def test_a_whole_file_that_the_loader_refuses_is_damaged_too(study, small):
     Image.fromarray(np.zeros((40, 50), np.uint16)).save(small["africa"] / "Malawi" / "patient001_MWI_plane0.png")
-    africa = examined(study(), "cohorts", "africa", full=True)
-    assert (africa.state, "found mode I;16" in africa.detail) == ("fail", True)
+    says(examined(study(), "cohorts", "africa", full=True), "fail", "found mode I;16")
 
 
 @pytest.mark.shared
@@ -197,8 +195,7 @@ def test_the_real_label_files_are_known(shared, tmp_path, study, monkeypatch):
     shutil.copy(image, tmp_path / "copy" / "Images")
     (tmp_path / "copy" / SPAIN.csv).write_bytes((root / SPAIN.csv).read_bytes().replace(b"\n", b"\r\n"))
     plan = study(cohorts=[{"name": "spain", "root": str(tmp_path / "copy"), "missing": "drop"}])
-    spain = examined(plan, "cohorts", "spain")
-    assert (spain.state, "published 18f8250244dd" in spain.detail) == ("warn", True)
+    says(examined(plan, "cohorts", "spain"), "warn", "published 18f8250244dd")
 
 
 def test_phantoms_are_drawn_again_as_the_loader_would_and_others_are_left_alone(tmp_path):
@@ -207,13 +204,12 @@ def test_phantoms_are_drawn_again_as_the_loader_would_and_others_are_left_alone(
     before = tree(tmp_path)
     africa = examined(plan, "cohorts", "phantom-africa", full=True)
     total = phantom.AFRICA_COUNTS["total"]["images"]
-    assert (africa.state, f"{total} of {total} images, all opened" in africa.detail) == ("ok", True)
+    says(africa, "ok", f"{total} of {total} images, all opened")
     assert tree(tmp_path) == before
     next(root.glob("*/*.png")).unlink()
     assert examined(plan, "cohorts", "phantom-africa").detail == "phantom, drawn on first use"
     (root / "phantom.json").unlink()
-    africa = examined(plan, "cohorts", "phantom-africa")
-    assert (africa.state, "not a phantom" in africa.detail) == ("fail", True)
+    says(examined(plan, "cohorts", "phantom-africa"), "fail", "not a phantom")
 
 
 def put(name, content=b"weights" * 1000):
@@ -227,10 +223,7 @@ def test_weights_put_by_hand_are_not_pinned_by_looking(study, tmp_path):
     put("usfm")
     plan = study(USFM)
     before = tree(tmp_path)
-    usfm = examined(plan, "weights", "usfm")
-    assert usfm.state == "ok"
-    assert "to be pinned on first use" in usfm.detail
-    assert "CC BY-NC 4.0" in usfm.detail
+    says(examined(plan, "weights", "usfm"), "ok", "to be pinned on first use", "CC BY-NC 4.0")
     assert tree(tmp_path) == before
 
 
@@ -238,20 +231,19 @@ def test_weights_put_by_hand_are_not_pinned_by_looking(study, tmp_path):
 def test_truncated_weights_differ_from_the_pinned_hash(study, own):
     path, plan = put("usfm"), study(USFM)
     fetch.locate("usfm", plan.folder / "weights.lock.json" if own else None)
-    usfm = examined(plan, "weights", "usfm")
-    assert (usfm.state, "pinned in" in usfm.detail) == ("ok", True)
+    says(examined(plan, "weights", "usfm"), "ok", "pinned in")
     path.write_bytes(path.read_bytes()[:-1])
-    usfm = examined(plan, "weights", "usfm")
-    assert usfm.state == "fail"
-    assert "another file, or a damaged one" in usfm.detail
+    says(examined(plan, "weights", "usfm"), "fail", "another file, or a damaged one")
 
 
 def test_weights_differ_from_the_published_hash(study):
     put("ultrasam")
-    ultrasam = examined(study({"name": "ultrasam", "model": "ultrasam"}), "weights", "ultrasam")
-    assert ultrasam.state == "fail"
-    assert catalogue.CATALOGUE["ultrasam"].source.sha256 in ultrasam.detail
-    assert "published under this name" in ultrasam.detail
+    says(
+        examined(study({"name": "ultrasam", "model": "ultrasam"}), "weights", "ultrasam"),
+        "fail",
+        catalogue.CATALOGUE["ultrasam"].source.sha256,
+        "published under this name",
+    )
 
 
 def test_full_hashes_weights_anew(study, tmp_path):
@@ -322,7 +314,7 @@ def test_devices(study, monkeypatch):
     real = {"cohorts": [{"name": "spain"}, {"name": "africa"}]}
     monkeypatch.setattr(doctor, "SMALL", 100)
     slow = examined(study({**USFM, "weights": "random"}, device="cpu", **real), "device")
-    assert (slow.state, "slow with usfm on 198 images" in slow.detail) == ("warn", True)
+    says(slow, "warn", "slow with usfm on 198 images")
     assert examined(study(device="cpu", **real), "device").state == "ok"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch sees no GPU" in examined(study(device="cuda"), "device").detail
@@ -360,7 +352,7 @@ def test_folders_that_refuse_to_be_written(study, monkeypatch):
 def test_versions(study, monkeypatch):
     plan, real = study(), doctor.version
     versions = examined(plan, "versions")
-    assert (versions.state, f"torch {real('torch')}, " in versions.detail) == ("ok", True)
+    says(versions, "ok", f"torch {real('torch')}, ")
     assert versions.detail.startswith(f"python {platform.python_version()}, ")
     installed = {"torch": "2.9.1", "numpy": "1.26.4"}
     monkeypatch.setattr(doctor, "version", lambda name: installed.get(name) or real(name))
