@@ -12,7 +12,6 @@ import pytest
 from fpbench import load_cohort, load_study, make_splits, paths, predictions, probing, protocols, reference
 from fpbench.cohorts import audit, phantom
 
-pytestmark = pytest.mark.xdist_group("test_demo")  # parallel workers would each make the fixtures
 ENCODER = "usfm-mini"
 
 

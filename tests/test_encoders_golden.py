@@ -169,11 +169,7 @@ def check_inputs(encoder, folder: Path, name: str, variant: str, images: dict) -
             assert (prepared[0] != just_before).mean() < 1e-3
 
 
-PARAMETERS = [  # one worker per encoder: each would write its checkpoint
-    pytest.param(encoder, variant, marks=pytest.mark.xdist_group(encoder))
-    for encoder, variants in CASES.items()
-    for variant in variants
-]
+PARAMETERS = [(encoder, variant) for encoder, variants in CASES.items() for variant in variants]
 
 
 def test_the_stand_in_weights_are_the_ones_of_the_vectors():
@@ -201,7 +197,6 @@ def test_embeddings_equal_the_original_implementation(checkpoints, name, variant
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ultrasam")
 def test_ultrasam_at_1024_pixels_equals_the_original_implementation(checkpoints):
     """Both poolings from one pass: it takes 10 to 20 s per picture on a CPU core."""
     mean, neck = (

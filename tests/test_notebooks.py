@@ -13,7 +13,6 @@ import pytest
 from fpbench import notebooks, paths
 from fpbench.errors import InputError, MissingError
 
-pytestmark = pytest.mark.xdist_group("test_notebooks")  # parallel workers would each make the fixtures
 SOURCES = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
 
 

@@ -21,7 +21,6 @@ from PIL import Image
 from fpbench.cohorts import phantom
 from fpbench.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("test_phantom")  # parallel workers would each make the fixtures
 REPOSITORY = Path(phantom.__file__).resolve().parents[2]
 NUMBERS = {
     "Other": "1", "Fetal abdomen": "2", "Fetal brain": "3", "Maternal cervix": "4", "Fetal femur": "5", "Fetal thorax": "6",
