@@ -1,7 +1,9 @@
-"""The command line: ``fpbench fetch | audit | run | notebook``. Thin: every command calls one function of the library."""
+"""The command line: ``fpbench fetch | audit | doctor | run | notebook``. Thin: every command calls one function of the library."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +44,23 @@ def audit(cohort: str, root: Root = None, missing: str = "drop") -> None:
     print(f"{found.cohort.source.title}\n{found}")
     for title, table in found.tables().items():
         print(f"\n{title}\n{table.to_string()}")
+
+
+@app.command()
+def doctor(
+    study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")] = "demo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Open every picture, hash every weights file anew.")] = False,
+) -> None:
+    """Say whether a study can run here, and what to do about what stands in its way. Changes nothing; exit code 1 if it cannot."""
+    from fpbench.doctor import can_run, examine, render
+    from fpbench.study import load_study
+
+    plan = load_study(study)
+    findings = examine(plan, full)
+    content = {"study": plan.name, "can_run": can_run(findings), "findings": [asdict(one) for one in findings]}
+    print(json.dumps(content, indent=1) if as_json else render(findings, plan.name))
+    raise typer.Exit(0 if can_run(findings) else 1)
 
 
 @app.command()

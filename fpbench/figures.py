@@ -35,10 +35,14 @@ OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#DDCC77")
 
 
 def colours(encoders) -> dict[str, str]:
-    """Return one colour per encoder: fixed for the paper's seven and their miniatures, in alphabetical order for others."""
-    rest = sorted({name for name in encoders if name.removesuffix(MINI) not in COLOURS})
-    known = {name: COLOURS[base] for name in encoders if (base := name.removesuffix(MINI)) in COLOURS}
-    return known | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}
+    """Return one colour per encoder, in the order of the paper: fixed for its seven and their miniatures, then others."""
+    names, paper = set(encoders), list(COLOURS)
+    known = sorted(
+        (n for n in names if n.removesuffix(MINI) in COLOURS), key=lambda n: paper.index(n.removesuffix(MINI))
+    )
+    rest = sorted(names - set(known))
+    found = {name: COLOURS[name.removesuffix(MINI)] for name in known}
+    return found | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}
 
 
 def save(figure: Figure, study: Study, name: str) -> None:
@@ -133,22 +137,21 @@ def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) 
     return ax
 
 
-def scores(summary: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw mean and SD over folds, one mark per protocol and encoder; columns name, protocol, encoder, mean, sd."""
-    palette, names = colours(summary["encoder"]), list(dict.fromkeys(summary["name"]))
-    models = sorted(
-        set(zip(summary["encoder"], summary["protocol"], strict=True)),
-        key=lambda m: (m[0], list(PROTOCOLS).index(m[1])),
-    )
-    for place, (encoder, protocol) in enumerate(models):
-        part = summary[(summary["encoder"] == encoder) & (summary["protocol"] == protocol)]
-        x = [names.index(name) + (place - (len(models) - 1) / 2) * 0.8 / len(models) for name in part["name"]]
-        label = f"{encoder}, {PROTOCOLS.get(protocol, protocol)}"
-        marker = "osD^v"[list(PROTOCOLS).index(protocol) % 5]
-        ax.errorbar(x, part["mean"], part["sd"], fmt=marker, ms=4, lw=1, color=palette[encoder], label=label)
-    ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    ax.set_ylim(0, 1.02)
-    return ax
+def scores(summary: pd.DataFrame) -> Figure:
+    """Draw mean and SD over the fold models, one panel per view; columns name (of the view), protocol, encoder, mean, sd."""
+    palette, views = colours(summary["encoder"]), list(dict.fromkeys(summary["name"]))
+    protocols = [name for name in PROTOCOLS if name in set(summary["protocol"])]
+    figure, axes = plt.subplots(1, len(views), figsize=(2.3 * len(views), 3.4), sharey=True, squeeze=False)
+    for ax, view in zip(axes[0], views, strict=True):
+        for place, encoder in enumerate(palette):
+            part = summary[(summary["name"] == view) & (summary["encoder"] == encoder)]
+            x = part["protocol"].map(protocols.index) + (place - (len(palette) - 1) / 2) * 0.8 / len(palette)
+            ax.errorbar(x, part["mean"], part["sd"], fmt="o", ms=3.5, lw=1, color=palette[encoder], label=encoder)
+        ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02), xlim=(-0.6, len(protocols) - 0.4))
+        ax.set_xticks(range(len(protocols)), [PROTOCOLS[name] for name in protocols], rotation=50, ha="right")
+    axes[0, 0].set_ylabel("macro F1")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
 
 
 def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
@@ -157,6 +160,7 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
         name=lambda f: f["metric"].str.removeprefix("F1 of ")
     )
     panels = list(dict.fromkeys(zip(part["population"], part["classes"], strict=True)))
+    palette = colours(part["encoder"])
     figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3), sharey=True, squeeze=False)
     for ax, (population, classes) in zip(axes[0], panels, strict=True):
         shown = part[(part["population"] == population) & (part["classes"] == classes)]
@@ -164,7 +168,15 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
         dodge = 0.4 if shown["encoder"].nunique() > 1 else False
         style = {"dodge": dodge, "errorbar": "sd", "linestyle": "none", "markersize": 4, "err_kws": {"linewidth": 1}}
         sns.pointplot(
-            shown, x="name", y="value", hue="encoder", order=order, palette=colours(shown["encoder"]), ax=ax, **style
+            shown,
+            x="name",
+            y="value",
+            hue="encoder",
+            order=order,
+            palette=palette,
+            hue_order=list(palette),
+            ax=ax,
+            **style,
         )
         ax.set(title=f"{population.capitalize()}, {classes} classes", xlabel="", ylabel="F1", ylim=(0, 1.02))
         ax.set_xticks(range(len(order)), order, rotation=40, ha="right")

@@ -135,6 +135,21 @@ def decode(path: Path) -> np.ndarray:
         raise ImageError(f"{path}: not a readable picture ({error}); is the download complete?") from None
 
 
+def damaged(files: Sequence[Path]) -> list[str]:
+    """Return what is wrong with each file that is no whole picture, also by the checksums that decoding skips."""
+    return [damage for damage in _parallel(_damage, files, "opening pictures") if damage]
+
+
+def _damage(path: Path) -> str:
+    try:
+        decode(path)
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{path.name}: {str(error).removeprefix(f'{path}: ')}"
+    return ""
+
+
 def to_array(image: Image.Image) -> np.ndarray:
     """Return an open picture as uint8: (H, W) if grey, (H, W, 3) RGB if truly coloured."""
     _refuse(image)

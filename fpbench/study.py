@@ -117,10 +117,7 @@ class Study:
         """Return the cohort that trains, and the external ones that test."""
         from fpbench.cohorts import load_cohort
 
-        loaded = [
-            load_cohort(spec.name, paths.expand(spec.root) if spec.root else None, spec.missing)
-            for spec in self.cohorts
-        ]
+        loaded = [load_cohort(spec.name, self.root(spec), spec.missing) for spec in self.cohorts]
         home = [cohort for cohort in loaded if cohort.source.population == self.the_task.train]
         if len(home) != 1:
             raise InputError(
@@ -172,9 +169,9 @@ class Study:
         if self.label:
             print(f"  Mind: {self.label}.")
 
-    def root(self, spec: CohortSpec) -> Path | None:
-        """Return the folder of a cohort; None: the default one."""
-        return paths.expand(spec.root) if spec.root else None
+    def root(self, spec: CohortSpec) -> Path:
+        """Return the folder of a cohort."""
+        return paths.expand(spec.root) if spec.root else paths.data() / spec.name
 
     def weights(self, spec: EncoderSpec) -> str:
         """Return the weights of an encoder as ``load_encoder`` takes them: hub, random, or an absolute path."""

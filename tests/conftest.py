@@ -23,20 +23,12 @@ CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "U
 AFRICAN = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
 
 
-FIRST = ("test_notebooks", "test_encoders_golden", "test_pipeline", "test_demo", "test_phantom")  # the longest
-TOGETHER = ("test_notebooks", "test_demo", "test_phantom")  # share a fixture that takes long
+FIRST = ("test_notebooks", "test_encoders_golden", "test_pipeline", "test_demo", "test_phantom")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """For parallel workers: the longest first, and what shares an expensive fixture on one worker."""
+    """The longest files first, so that parallel workers end together."""
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
-    for item in items:
-        encoder = getattr(item, "callspec", None) and item.callspec.params.get("name")
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        elif item.path.stem == "test_encoders_golden" and encoder:
-            item.add_marker(pytest.mark.xdist_group(encoder))
 
 
 @pytest.fixture(autouse=True)

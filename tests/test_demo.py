@@ -12,7 +12,7 @@ import pytest
 from fpbench import load_cohort, load_study, make_splits, paths, predictions, probing, protocols, reference
 from fpbench.cohorts import audit, phantom
 
-ENCODER = "mini-vit"
+ENCODER = "usfm-mini"
 
 
 @pytest.fixture(scope="module")

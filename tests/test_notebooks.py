@@ -140,7 +140,8 @@ def test_the_sample_study_gives_table_1_on_real_images(sample_run):
         "06_confusion_mobilenetv2",
         "06_map_mobilenetv2",
         "01_gallery_spain",
-        "03_geometry",
+        "03_sights",
+        "03_alignment",
     ):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 10_000
         assert (folder / "figures" / f"{name}.pdf").is_file()

@@ -18,7 +18,7 @@ ROOT = paths.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
     "errors", "paths", "tasks", "transfer", "artifacts", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "study", "predictions",
-    "protocols", "metrics", "tables", "figures", "reference", "notebooks", "cli",
+    "protocols", "metrics", "tables", "figures", "reference", "notebooks", "doctor", "cli",
 )  # fmt: skip
 ANALYSIS = ("reference", "metrics", "tables", "predictions", "splits", "tasks", "artifacts", "study", "probing")
 

@@ -132,12 +132,17 @@ def folder_of(name: str, root: str | Path | None = None) -> tuple[Source, Path]:
 
 
 def list_images(name: str, root: str | Path | None, missing: str) -> tuple[Source, Path, pd.DataFrame, np.ndarray]:
-    """Return the checked label rows, sorted, with absolute paths, and which of their files are there."""
+    """Return the facts of a cohort, its folder, and what `read_images` finds there."""
+    source, folder = folder_of(name, root)
+    return source, folder, *read_images(source, folder, missing)
+
+
+def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the checked label rows, sorted, with absolute paths, and which of their files are there. Only reads."""
     if missing not in ("error", "drop"):
         raise InputError(f"missing={missing!r}: expected 'error' or 'drop'")
-    source, folder = folder_of(name, root)
     label_file = folder / source.csv
-    rows = source.read(label_file, name)
+    rows = source.read(label_file, source.name)
     check_rows(rows, label_file)
     check_counts(rows, source, label_file)
     rows = rows.sort_values("image_id", ignore_index=True).assign(
@@ -147,10 +152,10 @@ def list_images(name: str, root: str | Path | None, missing: str) -> tuple[Sourc
     if (missing == "error" and not there.all()) or not there.any():
         first = rows.loc[~there, "path"].iloc[0]
         raise MissingError(
-            f"{int((~there).sum()):,} of {len(rows):,} images of {name} are not in {folder}, the first is {first}: complete the "
+            f"{int((~there).sum()):,} of {len(rows):,} images of {source.name} are not in {folder}, the first is {first}: complete the "
             "archive, or load what is there with missing='drop'"
         )
-    return source, folder, rows, there
+    return rows, there
 
 
 def group_patients(patients: pd.Series, pixels: pd.Series) -> np.ndarray:

@@ -75,4 +75,5 @@ SOURCE = Source(
     licence=ARCHIVE.licence,
     citation=ARCHIVE.citation,
     archive=ARCHIVE,
+    csv_sha256="ae45d482b49bb46e4d3f04e8c0f6f37d092149c530a404979b68f417c20fa4a1",
 )

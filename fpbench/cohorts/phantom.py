@@ -704,10 +704,6 @@ def ensure(
     with lock(root):  # renamed at the end: the folder is whole or absent, also after a kill
         if _holds(root, manifest):
             return manifest
-        if root.exists() and any(root.iterdir()) and not (root / "phantom.json").is_file():
-            raise InputError(
-                f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
-            )
         for left in (new, old):  # of a killed process: we hold the lock
             shutil.rmtree(left, ignore_errors=True)
         _write(new, manifest, entries)
@@ -718,12 +714,17 @@ def ensure(
     return manifest
 
 
+def is_drawn(root: Path, kind: str) -> bool:
+    """Return whether the folder holds the phantom that `ensure` would leave there; InputError if it would refuse."""
+    return _holds(root, _plan(kind, 0, None)[0])
+
+
 def planted(root: str | Path) -> list[tuple[str, str]]:
     """Return the pairs of byte-identical files of a phantom cohort: paths below ``root``, sorted within and among."""
     return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text())["planted"]]
 
 
-def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str]) -> tuple[dict, list[Entry]]:
+def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str] = CAUSES) -> tuple[dict, list[Entry]]:
     """Return the manifest that a cohort must have, and its images."""
     if kind not in KINDS:
         raise InputError(f"unknown phantom cohort {kind!r}: expected 'spain' or 'africa'")
@@ -739,8 +740,12 @@ def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str]) -> 
 
 
 def _holds(root: Path, manifest: dict) -> bool:
-    """Say whether a folder holds the whole cohort of a manifest."""
+    """Say whether a folder holds the whole cohort of a manifest; InputError if it holds anything but a phantom."""
     there, images = root / "phantom.json", manifest["counts"]["total"]["images"]
+    if root.exists() and any(root.iterdir()) and not there.is_file():
+        raise InputError(
+            f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
+        )
     return there.is_file() and there.read_bytes() == _json(manifest) and len(list(root.glob("*/*.png"))) == images
 
 
@@ -779,6 +784,7 @@ def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source
         licence="Apache-2.0",
         citation="Drawn by fpbench; no person was scanned.",
         archive=None,
+        csv_sha256="",
         label="phantom",
         prepare=lambda root: ensure(root, kind),
     )

@@ -32,6 +32,7 @@ class Source:
     licence: str
     citation: str
     archive: Archive | None = None  # where it is fetched from
+    csv_sha256: str = ""  # of the label file as published
     label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
     prepare: Callable[[Path], object] | None = field(default=None, compare=False)  # makes the folder if it is absent
 

@@ -94,4 +94,5 @@ SOURCE = Source(
     licence=ARCHIVE.licence,
     citation=ARCHIVE.citation,
     archive=ARCHIVE,
+    csv_sha256="18f8250244dd7ee312b6444fdc5285f4adca47f784d4a68d991464b4a15c3679",
 )

@@ -218,7 +218,7 @@ def load_encoder(
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
             plan = import_module(f"fpbench.encoders.{family}").plan(architecture, weights, pooling, options, ignore)
-            plan = replace(plan, geometry=_geometry(plan.geometry, geometry))
+            plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
     path = _file(model, weights)
@@ -238,17 +238,23 @@ def load_encoder(
 
 def _plan(model: str, weights: str, pooling: str, geometry: Geometry | dict | None, options: dict) -> Plan:
     """Build the module of a catalogue entry."""
+    entry, mini, pooling, shape = settle(model, pooling, geometry)
+    module, layouts = catalogue.builder(entry)(name=entry.name, size=shape.size, pooling=pooling, mini=mini, **options)
+    dim = _dim(module, shape.size) if mini else entry.poolings[pooling]
+    licence = "none (miniature)" if mini else entry.licence
+    return Plan(module, layouts, dim, shape, entry.mean, entry.std, pooling, licence)
+
+
+def settle(model: str, pooling: str, geometry: Geometry | dict | None) -> tuple[Entry, bool, str, Geometry]:
+    """Return the catalogue's entry of a model, whether its miniature is meant, and pooling and geometry, checked."""
     entry, mini = catalogue.find(model)
     pooling = pooling or next(iter(entry.poolings))
     if pooling not in entry.poolings:
         raise InputError(f"{model} has no pooling {pooling!r}: expected one of {', '.join(entry.poolings)}")
     own = replace(entry.geometry, size=entry.mini) if mini else entry.geometry
-    shape = _geometry(own, geometry)
+    shape = geometry_of(own, geometry)
     catalogue.check_side(entry, own.size, shape.size)
-    module, layouts = catalogue.builder(entry)(name=entry.name, size=shape.size, pooling=pooling, mini=mini, **options)
-    dim = _dim(module, shape.size) if mini else entry.poolings[pooling]
-    licence = "none (miniature)" if mini else entry.licence
-    return Plan(module, layouts, dim, shape, entry.mean, entry.std, pooling, licence)
+    return entry, mini, pooling, shape
 
 
 def _dim(module: "torch.nn.Module", size: int) -> int:
@@ -258,7 +264,8 @@ def _dim(module: "torch.nn.Module", size: int) -> int:
         return module.eval()(torch.zeros(1, 3, size, size)).shape[1]
 
 
-def _geometry(own: Geometry, given: Geometry | dict | None) -> Geometry:
+def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
+    """Return the model's own geometry with the given fields instead."""
     if isinstance(given, Geometry):
         return given
     if unknown := set(given or {}) - {item.name for item in fields(Geometry)}:

@@ -99,16 +99,9 @@ def record(name: str, path: Path, lock: Path | None = None, revision: str = "", 
     """
     entry, lock = _entry(name), lock or paths.weights() / "lock.json"
     found = sha256(path, full)
-    known = entry.source.sha256 if entry.source.confirmed else ""
     with artifacts.lock(lock):
+        compare(name, path, found, lock)
         pinned = artifacts.read_json(lock) if lock.exists() else {}
-        expected = known or pinned.get(name, {}).get("sha256", found)
-        if found != expected:
-            origin = "published under this name" if known else f"pinned in {lock}"
-            raise InputError(
-                f"{path}: expected SHA-256 {expected} ({origin}), found {found}: another file, or a damaged one. Move it away "
-                f"and fetch again; if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
-            )
         if name not in pinned:
             pinned[name] = {
                 "file": path.name,
@@ -123,8 +116,29 @@ def record(name: str, path: Path, lock: Path | None = None, revision: str = "", 
     return pinned[name]
 
 
-def sha256(path: Path, full: bool = False) -> str:
-    """Return the SHA-256 of a file, remembered by its size and time unless ``full``."""
+def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
+    """Return who says that the file at ``path`` has the SHA-256 ``found`` (empty: nobody yet). Only reads.
+
+    Raises
+    ------
+    InputError
+        The catalogue or the lock says another.
+    """
+    source, lock = _entry(name).source, lock or paths.weights() / "lock.json"
+    pinned = artifacts.read_json(lock).get(name, {}) if lock.exists() else {}
+    known = source.sha256 if source.confirmed else ""
+    expected = known or pinned.get("sha256", "")
+    origin = "published under this name" if known else f"pinned in {lock}" if expected else ""
+    if expected and found != expected:
+        raise InputError(
+            f"{path}: expected SHA-256 {expected} ({origin}), found {found}: another file, or a damaged one. Move it away "
+            f"and fetch again; if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
+        )
+    return origin
+
+
+def sha256(path: Path, full: bool = False, remember: bool = True) -> str:
+    """Return the SHA-256 of a file, remembered (unless not to ``remember``) by its size and time; computed anew if ``full``."""
     memory = paths.cache() / "hashes.json"
     stamp = [path.stat().st_size, path.stat().st_mtime_ns]
     known = {}
@@ -133,8 +147,9 @@ def sha256(path: Path, full: bool = False) -> str:
     if not full and known.get(str(path), [None])[:-1] == stamp:
         return known[str(path)][-1]
     found = artifacts.file_sha256(path)
-    with suppress(OSError):
-        artifacts.write_json(memory, {**known, str(path): [*stamp, found]})
+    if remember:
+        with suppress(OSError):
+            artifacts.write_json(memory, {**known, str(path): [*stamp, found]})
     return found
 
 
