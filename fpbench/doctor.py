@@ -20,7 +20,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from fpbench import artifacts, encoders, images, paths
-from fpbench.cohorts import SOURCES, locate, phantom, read_images
+from fpbench.cohorts import SOURCES, locate, read_images
 from fpbench.encoders import catalogue, fetch
 from fpbench.errors import InputError
 from fpbench.study import CohortSpec, EncoderSpec, Study
@@ -115,8 +115,8 @@ def _cohort(study: Study, spec: CohortSpec, full: bool) -> tuple[str, str]:
     if home != 1:
         raise InputError(f"expected one cohort of the population {study.the_task.train!r} to train on, found {home}")
     source, root = SOURCES[spec.name], study.root(spec)
-    if source.prepare and not phantom.is_drawn(root, source.population):
-        return "ok", "phantom, drawn on first use"
+    if not source.prepared(root):
+        return "ok", f"{source.label}, drawn on first use"
     folder = locate(root, source)
     rows, there = read_images(source, folder, spec.missing)
     if full and (bad := images.damaged(rows["path"][there].tolist())):
@@ -202,7 +202,11 @@ def _writing(study: Study, what: str) -> tuple[str, str]:
     try:
         tempfile.TemporaryFile(dir=_nearest(folder)).close()
     except OSError as error:
-        needed = ("results", "cache", "data" if any(spec.name.startswith("phantom") for spec in study.cohorts) else "")
+        needed = (
+            "results",
+            "cache",
+            "data" if any(SOURCES[one.name].prepare for one in study.cohorts if one.name in SOURCES) else "",
+        )
         return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}"
     return "ok", str(folder)
 

@@ -787,4 +787,5 @@ def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source
         csv_sha256="",
         label="phantom",
         prepare=lambda root: ensure(root, kind),
+        prepared=lambda root: is_drawn(root, kind),
     )

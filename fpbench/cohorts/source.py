@@ -35,6 +35,7 @@ class Source:
     csv_sha256: str = ""  # of the label file as published
     label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
     prepare: Callable[[Path], object] | None = field(default=None, compare=False)  # makes the folder if it is absent
+    prepared: Callable[[Path], bool] = field(default=lambda root: True, compare=False)  # is it as `prepare` leaves it
 
 
 def read_table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataFrame:
