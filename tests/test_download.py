@@ -186,7 +186,7 @@ def test_spain(site, spain, root, capsys):
 
 
 def test_africa_md5_from_record(site, africa, root):
-    folder = fetch(africa, root, progress=False)
+    folder = fetch(africa, root)
     assert tree(folder) == africa_files()
     assert [asked.path for asked in site.log] == ["/record", "/africa.tar.xz"]
 

@@ -17,16 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import filelock
-import pooch
-import requests
 from tqdm import tqdm
 
 from fpbench import transfer
 from fpbench.errors import InputError
 
+MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more
 MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError)  # of the readers
 
@@ -49,8 +47,6 @@ class Archive:
     doi: str  # of the archive
     licence: str
     citation: str
-    max_bytes: int = 8_000_000_000  # refuse to unpack more
-    max_members: int = 50_000
 
 
 SPAIN = Archive(
@@ -79,15 +75,13 @@ AFRICA = Archive(
 )
 
 
-def fetch(
-    archive: Archive, root: str | Path, *, progress: bool = True, verify: Callable[[Path], None] | None = None
-) -> Path:
+def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], None] | None = None) -> Path:
     """Return the folder ``root/<archive.name>`` with the unpacked cohort; print licence and citation.
 
-    The archive is kept in ``root`` and used again while its md5 is right. Progress bars show on a terminal only.
-    ``verify`` raises when the folder it is given is not the complete cohort: it runs before the new folder gets its
-    name, and decides whether an existing one is returned as it is. Raises `MissingError` when the server has no such
-    file, `InputError` when transfer, md5, disk space, archive or existing folder is not as it should be.
+    The archive is kept in ``root`` and used again while its md5 is right. ``verify`` raises when the folder it is given is
+    not the complete cohort: it runs before the new folder gets its name, and decides whether an existing one is returned
+    as it is. Raises `MissingError` when the server has no such file, `InputError` when transfer, md5, disk space, archive
+    or existing folder is not as it should be.
     """
     root = Path(root).resolve()
     destination = root / archive.name
@@ -97,8 +91,7 @@ def fetch(
             _check_existing(destination, verify)
         else:
             archive = archive if archive.md5 and archive.size else _ask_record(archive)
-            limits = {"max_bytes": archive.max_bytes, "max_members": archive.max_members, "top": archive.top}
-            extract(_download(archive, root, progress), destination, **limits, verify=verify, progress=progress)
+            extract(_download(archive, root), destination, top=archive.top, verify=verify)
     print(f"{destination}: {archive.file}, doi:{archive.doi}\nLicence: {archive.licence}\nCite: {archive.citation}")
     return destination
 
@@ -119,7 +112,7 @@ def _check_existing(destination: Path, verify: Callable[[Path], None] | None) ->
 def _ask_record(archive: Archive) -> Archive:
     """Return ``archive`` with the md5 and size that its Zenodo record states (a pinned one is kept)."""
     try:
-        record = transfer.persist(partial(_json, archive.record), archive.record)
+        record = transfer.persist(transfer.ask, archive.record).json()
         entry = next(entry for entry in record["files"] if entry["key"] == archive.file)
         md5 = re.fullmatch("md5:([0-9a-f]{32})", entry["checksum"])[1]
         return replace(archive, md5=archive.md5 or md5, size=archive.size or int(entry["size"]))
@@ -131,41 +124,26 @@ def _ask_record(archive: Archive) -> Archive:
         ) from error
 
 
-def _json(url: str) -> Any:
-    response = requests.get(url, headers=transfer.HEADERS, timeout=transfer.TIMEOUT)
-    response.raise_for_status()
-    return response.json()
-
-
-def _download(archive: Archive, root: Path, progress: bool) -> Path:
+def _download(archive: Archive, root: Path) -> Path:
     """Return the path of the verified archive in ``root``, transferred if it is not there."""
     path = root / archive.file
     if path.exists():
-        if pooch.file_hash(path, alg="md5") == archive.md5.lower():
+        if transfer.file_md5(path) == archive.md5.lower():
             return path
         path.replace(f"{path}.wrong-md5")
         print(f"{path} is not the published archive: renamed to {path.name}.wrong-md5")
-    resume = transfer.Resume(Path(f"{path}.part"), archive.size, progress)
-    while True:
-        try:
-            known = f"md5:{archive.md5}"
-            return Path(pooch.retrieve(archive.url, known, fname=path.name, path=root, downloader=resume))
-        except InputError:
-            raise
-        except ValueError as error:  # wrong md5: pooch has deleted the file
-            if resume.fresh or resume.part.exists():
-                raise InputError(f"{error} Run again; if it repeats, see https://doi.org/{archive.doi}") from error
+    page = f"https://doi.org/{archive.doi}"
+    return transfer.download(archive.url, path, archive.size, archive.md5, room=archive.size, page=page)
 
 
 def extract(
     archive_path: str | Path,
     destination: str | Path,
     *,
-    max_bytes: int,
-    max_members: int,
+    max_bytes: int = MAX_BYTES,
+    max_members: int = MAX_MEMBERS,
     top: str = "",
     verify: Callable[[Path], None] | None = None,
-    progress: bool = False,
 ) -> Path:
     """Unpack a zip or tar file into the new folder ``destination``: all of it, or nothing.
 
@@ -183,7 +161,7 @@ def extract(
     temporary.mkdir(parents=True)
     try:
         budget = min(max_bytes, MAX_RATIO * archive_path.stat().st_size)
-        _unpack(archive_path, temporary, budget, max_members, top, progress)
+        _unpack(archive_path, temporary, budget, max_members, top)
         if verify is not None:
             verify(temporary)
         if destination.exists():
@@ -194,13 +172,13 @@ def extract(
     return destination
 
 
-def _unpack(path: Path, folder: Path, budget: int, max_members: int, top: str, progress: bool) -> None:
+def _unpack(path: Path, folder: Path, budget: int, max_members: int, top: str) -> None:
     """Check the whole list before the first byte is written, then count the bytes that really come out."""
     try:
         with zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path) as archive:
             plan = _plan(archive, budget, max_members, top)
             transfer.need(folder, sum(size for size, _ in plan.values()), path.name)
-            for name, (_, opener) in tqdm(plan.items(), unit=" files", disable=None if progress else True):
+            for name, (_, opener) in tqdm(plan.items(), unit=" files", disable=None):
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opener() as source, open(target, "xb") as out:

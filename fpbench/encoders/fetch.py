@@ -5,16 +5,11 @@ well. A hash that the catalogue does not know is pinned in a lock on first use, 
 """
 
 import html
-import os
 import re
-import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode, urljoin
-
-import requests
 
 from fpbench import artifacts, paths, transfer
 from fpbench.encoders.catalogue import Entry, find
@@ -30,17 +25,8 @@ def path_of(name: str) -> Path:
     return paths.weights() / name / _entry(name).source.file
 
 
-def fetch(name: str, *, lock: Path | None = None, progress: bool = True) -> Path:
-    """Return the weights file of an encoder, transferred if it is not there; print its licence.
-
-    Parameters
-    ----------
-    name
-        In the catalogue.
-    lock
-        JSON file with the pinned hashes; default ``<weights>/lock.json``.
-    progress
-        Show a bar on a terminal.
+def fetch(name: str) -> Path:
+    """Return the weights file of an encoder (a name in the catalogue), transferred if it is not there; print its licence.
 
     Raises
     ------
@@ -49,23 +35,28 @@ def fetch(name: str, *, lock: Path | None = None, progress: bool = True) -> Path
     MissingError
         The address holds no such file.
     """
-    entry = _entry(name)
-    path = path_of(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    entry, path = _entry(name), path_of(name)
     print(f"{name}: {entry.source.url}\n  licence: {entry.licence}; gated: {entry.gated}")
     with artifacts.lock(path):
         if not path.is_file():
-            revision = _transfer(entry, path, lock, progress)
+            revision = _transfer(entry, path)
             try:
-                record(name, path, lock, revision)
+                record(name, path, revision=revision)
             except InputError:
                 path.replace(f"{path}.wrong-sha256")  # never leave it where it would be used
                 raise
-    return locate(name, lock)
+    return locate(name)
 
 
-def locate(name: str, lock: Path | None = None, full: bool = False) -> Path:
+def locate(name: str, lock: Path | None = None) -> Path:
     """Return the weights file of an encoder after comparing its hash with the catalogue's or the pinned one.
+
+    Parameters
+    ----------
+    name
+        In the catalogue.
+    lock
+        JSON file with the pinned hashes; default ``<weights>/lock.json``.
 
     Raises
     ------
@@ -76,10 +67,9 @@ def locate(name: str, lock: Path | None = None, full: bool = False) -> Path:
     """
     path = path_of(name)
     if not path.is_file():
-        raise MissingError(
-            f"expected the weights of {name} at {path}, found nothing: run `fpbench fetch weights {name}`\n{by_hand(name)}"
-        )
-    record(name, path, lock, full=full)
+        how = f"run `fpbench fetch weights {name}`\n{by_hand(name)}"
+        raise MissingError(f"expected the weights of {name} at {path}, found nothing: {how}")
+    record(name, path, lock)
     return path
 
 
@@ -89,31 +79,20 @@ def by_hand(name: str) -> str:
     return f"By hand: open {source.url}, accept what it asks, and save {source.file} as {path_of(name)}"
 
 
-def record(name: str, path: Path, lock: Path | None = None, revision: str = "", full: bool = False) -> dict:
-    """Compare a weights file with what is known of it, pin it if nothing is, and return its line of the lock.
+def record(name: str, path: Path, lock: Path | None = None, revision: str = "") -> None:
+    """Compare a weights file with what is known of it; pin it in the lock if the lock does not know it.
 
-    Returns
-    -------
-    dict
-        file, size, sha256, licence, source, revision, pinned (time).
+    A line of the lock holds file, size, sha256, licence, source, revision, pinned (time).
     """
-    entry, lock = _entry(name), lock or paths.weights() / "lock.json"
-    found = sha256(path, full)
+    entry, lock, found = _entry(name), _lock(lock), sha256(path)
     with artifacts.lock(lock):
         compare(name, path, found, lock)
-        pinned = artifacts.read_json(lock) if lock.exists() else {}
+        pinned = _pinned(lock)
         if name not in pinned:
-            pinned[name] = {
-                "file": path.name,
-                "size": path.stat().st_size,
-                "sha256": found,
-                "licence": entry.licence,
-                "source": entry.source.url,
-                "revision": revision or entry.source.revision,
-                "pinned": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            artifacts.write_json(lock, pinned)
-    return pinned[name]
+            line = {"file": path.name, "size": path.stat().st_size, "sha256": found, "licence": entry.licence}
+            line |= {"source": entry.source.url, "revision": revision or entry.source.revision}
+            line["pinned"] = datetime.now(UTC).isoformat(timespec="seconds")
+            artifacts.write_json(lock, {**pinned, name: line})
 
 
 def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
@@ -124,10 +103,9 @@ def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
     InputError
         The catalogue or the lock says another.
     """
-    source, lock = _entry(name).source, lock or paths.weights() / "lock.json"
-    pinned = artifacts.read_json(lock).get(name, {}) if lock.exists() else {}
+    source, lock = _entry(name).source, _lock(lock)
     known = source.sha256 if source.confirmed else ""
-    expected = known or pinned.get("sha256", "")
+    expected = known or _pinned(lock).get(name, {}).get("sha256", "")
     origin = "published under this name" if known else f"pinned in {lock}" if expected else ""
     if expected and found != expected:
         raise InputError(
@@ -135,6 +113,14 @@ def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
             f"and fetch again; if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
         )
     return origin
+
+
+def _lock(lock: Path | None = None) -> Path:
+    return lock or paths.weights() / "lock.json"
+
+
+def _pinned(lock: Path) -> dict:
+    return artifacts.read_json(lock) if lock.exists() else {}
 
 
 def sha256(path: Path, full: bool = False, remember: bool = True) -> str:
@@ -160,75 +146,49 @@ def _entry(name: str) -> Entry:
     return entry
 
 
-def _transfer(entry: Entry, path: Path, lock: Path | None, progress: bool) -> str:
+def _transfer(entry: Entry, path: Path) -> str:
     """Bring the file to ``path``; return the revision of a hub repository."""
-    source = entry.source
+    source, address = entry.source, entry.source.address
     try:
         if source.kind == "hub":
-            return _from_hub(entry, path, lock)
-        address = source.address
+            return _from_hub(entry, path)
+        if source.kind == "drive-folder":
+            address = _in_folder(address, source.file)
         if source.kind != "url":
-            file_id = _in_folder(address, source.file) if source.kind == "drive-folder" else address
-            address = f"{DRIVE}?{urlencode({'id': file_id, 'export': 'download', 'confirm': 't'})}"
-        address, size = transfer.persist(partial(_probe, address), address)
+            address = f"{DRIVE}?{urlencode({'id': address, 'export': 'download', 'confirm': 't'})}"
+        address, size = transfer.persist(_probe, address)
         if source.confirmed and size != source.size:
             raise InputError(f"{address}: expected {source.size:,} bytes, the server has {size:,}")
-        _resume(address, path, size, progress)
+        transfer.download(address, path, size)
     except (InputError, MissingError) as error:
         raise type(error)(f"{entry.name}: {error}\n{by_hand(entry.name)}") from None
     return ""
 
 
-def _resume(address: str, path: Path, size: int, progress: bool) -> None:
-    """Transfer ``size`` bytes, going on where an earlier attempt broke."""
-    if (free := shutil.disk_usage(path.parent).free) < size:
-        raise InputError(
-            f"{path.parent}: {size:,} bytes are needed, {free:,} are free: make room, or set FPBENCH_WEIGHTS"
-        )
-    part = transfer.Resume(path.with_name(f"{path.name}.part"), size, progress)
-    transfer.persist(partial(part.transfer, address), address)
-    os.replace(part.part, path)
-    part.etag.unlink(missing_ok=True)
-
-
 def _probe(address: str, confirmed: bool = False) -> tuple[str, int]:
     """Return the address that really sends the file, and its size; Drive's page about viruses is answered once."""
-    with requests.get(address, headers=transfer.HEADERS, stream=True, timeout=transfer.TIMEOUT) as response:
-        response.raise_for_status()
+    with transfer.ask(address, stream=True) as response:
         if "text/html" not in response.headers.get("Content-Type", ""):
             if "Content-Length" not in response.headers:
-                raise InputError(
-                    f"{address}: the server does not say how long the file is, so a broken transfer would pass"
-                )
+                silent = "the server does not say how long the file is, so a broken transfer would pass"
+                raise InputError(f"{address}: {silent}")
             return address, int(response.headers["Content-Length"])
         page = response.text
     if QUOTA.search(page):
-        raise InputError(
-            "Google Drive has reached this file's download quota; it is free again within 24 hours, or sooner for a signed-in account"
-        )
+        free_again = "it is free again within 24 hours, or sooner for a signed-in account"
+        raise InputError(f"Google Drive has reached this file's download quota; {free_again}")
     form = re.search(r'<form[^>]*id="download-form"[^>]*action="([^"]+)"', page)
     if form and not confirmed:
         hidden = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', page)
         return _probe(f"{urljoin(address, html.unescape(form[1]))}?{urlencode(hidden)}", True)
-    reason = (
-        "asks to confirm that Drive could not scan the file for viruses"
-        if form
-        else "is a web page: a login or an error"
-    )
-    raise InputError(f"{address}: the answer {reason}, not the file")
+    viruses = "asks to confirm that Drive could not scan the file for viruses"
+    raise InputError(f"{address}: the answer {viruses if form else 'is a web page: a login or an error'}, not the file")
 
 
 def _in_folder(folder: str, file: str) -> str:
     """Return the id of a file in a public Drive folder."""
-
-    def page() -> str:
-        response = requests.get(DRIVE_FOLDER, {"id": folder}, headers=transfer.HEADERS, timeout=transfer.TIMEOUT)
-        response.raise_for_status()
-        return response.text
-
-    entries = re.findall(
-        r"/file/d/([\w-]+)/.*?flip-entry-title[^>]*>([^<]*)<", transfer.persist(page, DRIVE_FOLDER), re.S
-    )
+    page = transfer.persist(transfer.ask, DRIVE_FOLDER, params={"id": folder}).text
+    entries = re.findall(r"/file/d/([\w-]+)/.*?flip-entry-title[^>]*>([^<]*)<", page, re.S)
     found = [file_id for file_id, title in entries if html.unescape(title) == file]
     if not found:
         titles = ", ".join(title for _, title in entries) or "nothing that we can read"
@@ -236,20 +196,18 @@ def _in_folder(folder: str, file: str) -> str:
     return found[0]
 
 
-def _from_hub(entry: Entry, path: Path, lock: Path | None) -> str:
+def _from_hub(entry: Entry, path: Path) -> str:
     """Fetch with huggingface_hub at the pinned revision; "main" is resolved first."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    source, lock = entry.source, lock or paths.weights() / "lock.json"
-    pinned = artifacts.read_json(lock).get(entry.name, {}) if lock.exists() else {}
+    source, revision = entry.source, _pinned(_lock()).get(entry.name, {}).get("revision")
     try:
-        revision = pinned.get("revision") or HfApi().model_info(source.address, revision=source.revision).sha
+        revision = revision or HfApi().model_info(source.address, revision=source.revision).sha
         hf_hub_download(source.address, source.file, revision=revision, local_dir=path.parent)
     except GatedRepoError:
-        raise InputError(
-            f"{source.address} is gated: accept its terms in a browser, then log in with `hf auth login`, and fetch again"
-        ) from None
+        how = "accept its terms in a browser, then log in with `hf auth login`, and fetch again"
+        raise InputError(f"{source.address} is gated: {how}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(f"{source.address}: {str(error).splitlines()[0]}") from None
     return revision
