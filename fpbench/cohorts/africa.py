@@ -9,16 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fpbench.cohorts.download import AFRICA as ARCHIVE
-from fpbench.cohorts.source import Source, read_table, translate
-from fpbench.errors import InputError
+from fpbench.cohorts.download import AFRICA, FACTS
+from fpbench.cohorts.source import published, read_table, rows_error, translate
 
-CSV = "African_planes_database.csv"
-HEADER = ("Patient_num", "Plane", "Train", "Center", "Filename")
-PLANES = {"Fetal abdomen": "abdomen", "Fetal brain": "brain", "Fetal femur": "femur", "Fetal thorax": "thorax"}
-NUMBERS = {"abdomen": "0", "brain": "1", "femur": "2", "thorax": "3"}
-CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "Uganda": "UGA"}
-SPLIT = {"1": "train", "0": "test"}
+LABELS = FACTS["africa"]["labels"]
 
 
 def read(path: Path, name: str = "africa") -> pd.DataFrame:
@@ -34,46 +28,19 @@ def read(path: Path, name: str = "africa") -> pd.DataFrame:
     InputError
         Another header, an unknown plane or country, or a file name that contradicts its row.
     """
-    raw = read_table(path, ",", HEADER)
-    plane, code = translate(raw, "Plane", PLANES, path), translate(raw, "Center", CENTRES, path)
-    patient = raw["Patient_num"].str.zfill(3)
-    wrong = raw["Filename"] != "patient" + patient + "_" + code + "_plane" + plane.map(NUMBERS)
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise InputError(
-            f"{path}: data row {row + 1}: the name {raw['Filename'].iloc[row]!r} does not fit its patient, centre and plane "
-            f"({int(wrong.sum())} such rows)"
-        )
-    return pd.DataFrame(
-        {
-            "image_id": name + "/" + raw["Center"] + "/" + raw["Filename"],
-            "path": raw["Center"] + "/" + raw["Filename"] + ".png",
-            "patient": name + "/" + raw["Center"] + "/" + patient,
-            "plane": plane,
-            "brain_plane": None,
-            "machine": None,
-            "operator": None,
-            "centre": raw["Center"],
-            "official_split": translate(raw, "Train", SPLIT, path),
-        }
-    )
+    raw = read_table(path, LABELS["separator"], LABELS["columns"])
+    ours, patient = translate(raw, LABELS["words"], path), raw["Patient_num"].str.zfill(3)
+    file = "patient" + patient + "_" + ours["Center"] + "_plane" + ours["Plane"].map(LABELS["numbers"])
+    wrong = raw[raw["Filename"] != file]
+    if len(wrong):
+        problem = f"the name {wrong['Filename'].iat[0]!r} does not fit its patient, centre and plane"
+        raise rows_error(path, wrong, problem)
+    place = raw["Center"] + "/" + raw["Filename"]
+    rows = pd.DataFrame({"image_id": name + "/" + place, "path": place + ".png"})
+    rows["patient"] = name + "/" + raw["Center"] + "/" + patient
+    unpublished = dict.fromkeys(("brain_plane", "machine", "operator"))
+    return rows.assign(plane=ours["Plane"], **unpublished, centre=raw["Center"], official_split=ours["Train"])
 
 
-SOURCE = Source(
-    name="africa",
-    title="Africa (five countries)",
-    population="africa",
-    csv=CSV,
-    read=read,
-    counts={
-        "total": {"images": 450, "patients": 127},
-        "official_split": {"train": 217, "test": 233},
-        "plane": {"abdomen": 125, "brain": 125, "femur": 125, "thorax": 75},
-        "centre": {"Algeria": 100, "Egypt": 100, "Malawi": 100, "Ghana": 75, "Uganda": 75},
-    },
-    confounder="centre",
-    licence=ARCHIVE.licence,
-    citation=ARCHIVE.citation,
-    archive=ARCHIVE,
-    csv_sha256="ae45d482b49bb46e4d3f04e8c0f6f37d092149c530a404979b68f417c20fa4a1",
-)
+SOURCE = published(AFRICA, read)
+CSV = SOURCE.csv

@@ -1,8 +1,8 @@
 """Fetch a public cohort: transfer its archive from Zenodo, check the md5, unpack it safely. Sizes are bytes.
 
 Nothing gets its final name before it is complete and checked: a transfer grows in ``<file>.part`` and goes on there
-next time, an extraction in ``.<folder>.partial``, removed next time. Contents: the facts (`SPAIN`, `AFRICA`), `fetch`,
-`extract`.
+next time, an extraction in ``.<folder>.partial``, removed next time. Contents: the facts (`SPAIN`, `AFRICA`; their values
+are in `public.yaml`), `fetch`, `extract`.
 """
 
 import lzma
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import filelock
+import yaml
 from tqdm import tqdm
 
 from fpbench import transfer
@@ -49,30 +50,8 @@ class Archive:
     citation: str
 
 
-SPAIN = Archive(
-    name="spain",
-    url="https://zenodo.org/records/3904280/files/FETAL_PLANES_ZENODO.zip?download=1",
-    file="FETAL_PLANES_ZENODO.zip",
-    record="https://zenodo.org/api/records/3904280",
-    size=2_088_522_169,
-    md5="2a5fcc2cefb789bcc0f6c1f73e0ea43f",
-    top="",
-    doi="10.5281/zenodo.3904280",
-    licence="CC BY 4.0",
-    citation="Burgos-Artizzu et al., Scientific Reports 10:10200 (2020), doi:10.1038/s41598-020-67076-5",
-)
-AFRICA = Archive(
-    name="africa",
-    url="https://zenodo.org/records/7540448/files/Zenodo_dataset.tar.xz?download=1",
-    file="Zenodo_dataset.tar.xz",
-    record="https://zenodo.org/api/records/7540448",
-    size=None,
-    md5=None,
-    top="Zenodo_dataset",
-    doi="10.5281/zenodo.7540448",
-    licence="CC BY 4.0 (read the record before redistributing)",
-    citation="Sendra-Balcells et al., Scientific Reports 13:2728 (2023), doi:10.1038/s41598-023-29490-3",
-)
+FACTS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text())
+SPAIN, AFRICA = (Archive(**FACTS[name]["archive"]) for name in ("spain", "africa"))
 
 
 def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], None] | None = None) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fpbench.cohorts.download import Archive
+from fpbench.cohorts.download import FACTS, Archive
 from fpbench.errors import InputError, MissingError
 
 COLUMNS = (
@@ -38,49 +38,52 @@ class Source:
     prepared: Callable[[Path], bool] = field(default=lambda root: True, compare=False)  # is it as `prepare` leaves it
 
 
-def read_table(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataFrame:
+def published(archive: Archive, read: Callable[[Path, str], pd.DataFrame]) -> Source:
+    """Return the facts of a public cohort, from `public.yaml`."""
+    facts = FACTS[archive.name]["cohort"]
+    return Source(read=read, licence=archive.licence, citation=archive.citation, archive=archive, **facts)
+
+
+def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
     """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns``."""
     try:
         frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not a table separated by {separator!r} ({error}): is it the file of the archive?"
-        ) from None
+    except ValueError as error:  # an encoding error is one too
+        bad = f"{path}: not a table separated by {separator!r} ({error})"
+        raise InputError(f"{bad}: is it the file of the archive?") from None
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for an index
         raise InputError(f"{path}: not a table separated by {separator!r}: its rows have more cells than its header")
-    found = tuple(str(name).strip() for name in frame.columns)
+    found = [str(name).strip() for name in frame.columns]
     if found != columns:
         raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {', '.join(found)}")
     return frame.set_axis(columns, axis=1).apply(lambda column: column.str.strip())
 
 
-def translate(frame: pd.DataFrame, column: str, names: dict[str, str | None], path: Path) -> pd.Series:
-    """Translate the words of an archive into ours; InputError names the rows with any other word."""
-    unknown = ~frame[column].isin(names)
-    if unknown.any():
-        row = int(unknown.to_numpy().argmax())
-        raise InputError(
-            f"{path}: unknown {column} {frame[column].iloc[row]!r} in data row {row + 1} ({int(unknown.sum())} such rows); "
-            f"expected one of {', '.join(names)}"
-        )
-    return frame[column].map(names)
+def translate(frame: pd.DataFrame, words: dict[str, dict[str, str | None]], path: Path) -> pd.DataFrame:
+    """Translate the words of some columns into ours (column -> theirs -> ours); InputError names the rows with any other."""
+    for column, names in words.items():
+        unknown = frame[~frame[column].isin(names)]
+        if len(unknown):
+            problem = f"unknown {column} {unknown[column].iat[0]!r}"
+            raise rows_error(path, unknown, problem, f"; expected one of {', '.join(names)}")
+    return pd.DataFrame({column: frame[column].map(names) for column, names in words.items()})
+
+
+def rows_error(path: Path, rows: pd.DataFrame, problem: str, hint: str = "") -> InputError:
+    """Return the error that wrong ``rows`` of a label file call for; ``problem`` is that of the first."""
+    return InputError(f"{path}: {problem} in data row {rows.index[0] + 1} ({len(rows)} such rows){hint}")
 
 
 def check_rows(frame: pd.DataFrame, path: Path) -> None:
     """Raise InputError for a duplicated row or a patient on both sides of the published split."""
     twice = frame.loc[frame["image_id"].duplicated(), "image_id"]
     if len(twice):
-        raise InputError(
-            f"{path}: {len(twice)} images are listed twice, the first is {twice.iloc[0]}: expected one row each"
-        )
+        listed = f"{len(twice)} images are listed twice, the first is {twice.iloc[0]}"
+        raise InputError(f"{path}: {listed}: expected one row each")
     sides = frame.groupby("patient")["official_split"].nunique()
-    if (sides > 1).any():
-        raise InputError(
-            f"{path}: {int((sides > 1).sum())} patients are on both sides of the published split, the first is "
-            f"{sides.idxmax()}: expected none; is this the file of the archive?"
-        )
+    if (both := int((sides > 1).sum())) > 0:
+        split = f"{both} patients are on both sides of the published split, the first is {sides.idxmax()}"
+        raise InputError(f"{path}: {split}: expected none; is this the file of the archive?")
 
 
 def check_counts(frame: pd.DataFrame, source: Source, path: Path) -> None:
@@ -88,15 +91,13 @@ def check_counts(frame: pd.DataFrame, source: Source, path: Path) -> None:
     found = {"total": {"images": len(frame), "patients": frame["patient"].nunique()}}
     found |= {column: frame[column].value_counts().to_dict() for column in source.counts if column != "total"}
     wrong = [
-        f"{column} {value}: expected {expected:,}, found {found[column].get(value, 0):,}"
+        f"\n  {column} {value}: expected {expected:,}, found {found[column].get(value, 0):,}"
         for column, values in source.counts.items()
         for value, expected in values.items()
         if found[column].get(value, 0) != expected
     ]
     if wrong:
-        raise InputError(
-            f"{path} does not hold the published counts:\n  " + "\n  ".join(wrong) + "\nIs the archive complete?"
-        )
+        raise InputError(f"{path} does not hold the published counts:{''.join(wrong)}\nIs the archive complete?")
 
 
 def locate(root: Path, source: Source) -> Path:
