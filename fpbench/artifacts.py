@@ -61,19 +61,12 @@ def atomic(path: Path) -> Iterator[Path]:
 def _collect_orphans(path: Path) -> None:
     """Delete temporaries of ``path`` that killed processes of this host left behind."""
     for orphan in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.tmp"):
-        pid = int(orphan.name.split(".")[-3])
-        if not _alive(pid):
+        try:
+            os.kill(int(orphan.name.split(".")[-3]), 0)  # asks whether the process lives
+        except ProcessLookupError:
             orphan.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        except PermissionError:
+            pass  # it lives, and is another user's
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -100,9 +93,8 @@ def read_json(path: Path) -> dict:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not a file written by fpbench ({error}): delete it and run again") from None
     if found != digest(content):
-        raise InputError(
-            f"{path} was changed after it was written (its digest does not match): delete it and run again"
-        )
+        changed = "was changed after it was written (its digest does not match)"
+        raise InputError(f"{path} {changed}: delete it and run again")
     return content
 
 
@@ -159,11 +151,9 @@ def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.n
 
 
 def _open(path: Path) -> np.ndarray | None:
-    try:
+    with suppress(FileNotFoundError, InputError):
         checked(path)
-    except (FileNotFoundError, InputError):
-        return None
-    return np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r")
 
 
 @cache

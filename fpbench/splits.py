@@ -54,20 +54,15 @@ class Splits:
 
     def digest(self) -> str:
         """Return a digest of the cut."""
-        return artifacts.digest(
-            [self.scheme, self.folds, self.frame[["image_id", "group", "part"]].to_numpy().tolist()]
-        )
+        rows = self.frame[["image_id", "group", "part"]].to_numpy().tolist()
+        return artifacts.digest([self.scheme, self.folds, rows])
 
     def summary(self) -> str:
         """Return how many images and patients take part, and what was left out and why."""
         parts = self.frame.groupby(self.frame["part"].str.replace(r"fold\d+", "folds", regex=True))
-        why = {"unused": "no class of the task", "dropped": "linked to a test patient by an identical image"}
-        lines = [
-            f"{name}: {len(rows):,} images, {rows['patient'].nunique():,} patients"
-            + (f" ({why[name]})" if name in why else "")
-            for name, rows in parts
-        ]
-        return "\n".join(lines)
+        why = {"unused": " (no class of the task)", "dropped": " (linked to a test patient by an identical image)"}
+        counts = {name: f"{len(rows):,} images, {rows['patient'].nunique():,} patients" for name, rows in parts}
+        return "\n".join(f"{name}: {count}{why.get(name, '')}" for name, count in counts.items())
 
     def save(self, path: Path) -> None:
         """Write the cut as a CSV that people can cite."""
@@ -80,9 +75,7 @@ def load_splits(path: Path, cohort: Cohort) -> Splits:
     """Read a cut that ``Splits.save`` wrote; InputError unless it is whole and made for exactly these images."""
     about = artifacts.checked(path)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if tuple(frame.columns) != COLUMNS or not frame["image_id"].equals(
-        cohort.frame["image_id"].astype(frame["image_id"].dtype)
-    ):
+    if tuple(frame.columns) != COLUMNS or frame["image_id"].tolist() != cohort.frame["image_id"].tolist():
         raise InputError(f"{path} was made for other images than {cohort.describe()}: run notebook 02 again")
     return Splits(about["scheme"], about["folds"], frame)
 
@@ -133,16 +126,14 @@ def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] 
         One row per fold and pair of parts (training, validation, test, each external cohort): shared patients, groups and
         images (by their pixels). All zero, or the function does not return.
     """
-    columns = ["patient", "group", "pixels"]
-    rows = []
-    for number in range(splits.folds):
-        fold = splits.fold(number)
-        parts = {name: cohort.frame.iloc[getattr(fold, name)] for name in ("train", "validation", "test")}
-        parts |= {other.name: other.frame for other in external}
+    own, rows = ("train", "validation", "test"), []
+    others = {other.name: other.frame for other in external}
+    for fold in map(splits.fold, range(splits.folds)):
+        parts = {name: cohort.frame.iloc[getattr(fold, name)] for name in own} | others
         for one, two in combinations(parts, 2):
-            if one in ("train", "validation", "test"):
-                shared = [len(set(parts[one][column]) & set(parts[two][column])) for column in columns]
-                rows.append((number, f"{one} / {two}", *shared))
+            if one in own:
+                both = [set(parts[one][key]) & set(parts[two][key]) for key in ("patient", "group", "pixels")]
+                rows.append((fold.number, f"{one} / {two}", *map(len, both)))
     proof = pd.DataFrame(rows, columns=["fold", "parts", "shared patients", "shared groups", "shared images"])
     leaks = proof[proof.iloc[:, 2:].sum(axis=1) > 0]
     if len(leaks):

@@ -11,12 +11,12 @@ import hashlib
 import pickle
 import re
 import sys
-import types
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from fpbench.errors import InputError, MissingError
@@ -51,9 +51,7 @@ class Layout:
     prefix: str = ""  # names without it belong to other parts of the file
     left_out: tuple[str, ...] = ()  # patterns of names in the file that this module does not use
     zero: tuple[str, ...] = ()  # the same, provided that every value is 0
-    shapes: dict = field(
-        default_factory=dict
-    )  # of tensors that are left out, where they tell this model from a sibling
+    shapes: dict = field(default_factory=dict)  # of tensors left out, where they tell this model from a sibling
     fresh: tuple[str, ...] = ()  # patterns of names in the module that no file holds
     adapt: Callable[[str, "torch.Tensor", "torch.Size"], "torch.Tensor"] = lambda name, tensor, shape: tensor
 
@@ -107,26 +105,19 @@ def _content(path: Path):
         except pickle.UnpicklingError:
             if not zipped or any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
                 raise  # the reader below is for plain files alone: TorchScript is a program
-            return torch.load(path, "cpu", pickle_module=_restricted(), weights_only=False, mmap=True)
+            return torch.load(path, "cpu", pickle_module=RESTRICTED, weights_only=False, mmap=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            f"{path}: {_diagnose(path)} ({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from None
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: {_diagnose(path)} ({first})") from None
 
 
 class _Stub:
     """Stands for an object of some framework; takes whatever it is given and does nothing."""
 
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
-    def __init__(self, *args, **kwargs) -> None:
+    def _nothing(self, *args, **kwargs) -> None:
         pass
 
-    def _nothing(self, *args) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = _nothing
+    __init__ = __setstate__ = __setitem__ = append = extend = add = _nothing
 
 
 class _Unpickler(pickle.Unpickler):
@@ -139,16 +130,12 @@ class _Unpickler(pickle.Unpickler):
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         top = module.split(".")[0]
         if (top in sys.stdlib_module_names and top not in HARMLESS) or (top == "builtins" and name in COMMANDS):
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which can run commands and belongs in no weights file"
-            )
+            danger = "which can run commands and belongs in no weights file"
+            raise pickle.UnpicklingError(f"it names {module}.{name}, {danger}")
         return super().find_class(module, name) if f"{module}.{name}" in KNOWN else _Stub
 
 
-def _restricted() -> types.ModuleType:
-    module = types.ModuleType("restricted_pickle")
-    module.Unpickler = _Unpickler
-    return module
+RESTRICTED = SimpleNamespace(__name__="restricted", Unpickler=_Unpickler)  # torch.load takes it for the module pickle
 
 
 def _diagnose(path: Path) -> str:
@@ -196,12 +183,11 @@ def fill(
         A tensor is missing, unexpected or of another shape; names are the file's.
     """
     wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
-    layout = max(
-        layouts, key=lambda known: sum(part in tensors for name in wanted for part in known.source(name).split("+"))
-    )
+    explained = [sum(part in tensors for name in wanted for part in one.source(name).split("+")) for one in layouts]
+    layout, optional = layouts[explained.index(max(explained))], (*ignore, "*num_batches_tracked")
     sources = {name: layout.source(name).split("+") for name in wanted if not matches(name, layout.fresh)}
     consumed = {part for parts in sources.values() for part in parts}
-    missing = [part for parts in sources.values() for part in parts if part not in tensors and _needed(part, ignore)]
+    missing = [part for parts in sources.values() for part in parts if not (part in tensors or matches(part, optional))]
     extra = [name for name in tensors if name not in consumed and name.startswith(layout.prefix)]
     allowed = [name for name in extra if matches(name, (*layout.left_out, *ignore)) or _zero(name, tensors, layout)]
     unexpected = [name for name in extra if name not in allowed]
@@ -219,10 +205,9 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
     import torch
 
     filled, used = {}, set()
-    told = {name: tuple(tensors[name].shape) for name in layout.shapes if name in tensors}
-    wrong = [
-        f"{k} {v} where this model's file has {layout.shapes[k]}" for k, v in told.items() if v != layout.shapes[k]
-    ]
+    known = {name: shape for name, shape in layout.shapes.items() if name in tensors}
+    told = {name: (tuple(tensors[name].shape), shape) for name, shape in known.items()}
+    wrong = [f"{name} {one} where this model's file has {two}" for name, (one, two) in told.items() if one != two]
     for name, parts in found.items():
         shape, dtype = wanted[name]
         tensor = tensors[parts[0]] if len(parts) == 1 else torch.cat([tensors[part] for part in parts])
@@ -232,10 +217,6 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
         filled[name] = adapted.to(dtype, copy=parts[0] in used).contiguous()  # two parameters may not share memory
         used.add(parts[0])
     return filled, wrong
-
-
-def _needed(name: str, ignore: Iterable[str]) -> bool:
-    return not matches(name, ignore) and not name.endswith("num_batches_tracked")
 
 
 def _zero(name: str, tensors: dict, layout: Layout) -> bool:
@@ -249,14 +230,11 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 def complaint(what: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
     """Return what is wrong, what such a file usually is, and how to overrule it."""
-
-    def some(names: list[str]) -> str:
-        return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
     lines = [f"{what}: these weights do not fit the model; nothing was loaded."]
-    lines += [f"  missing from the file ({len(missing)}): {some(missing)}"] if missing else []
-    lines += [f"  not in the model ({len(unexpected)}): {some(unexpected)}"] if unexpected else []
-    lines += [f"  another shape ({len(shapes)}): {some(shapes)}"] if shapes else []
+    found = {"missing from the file": missing, "not in the model": unexpected, "another shape": shapes}
+    for title, names in found.items():
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        lines += [f"  {title} ({len(names)}): {', '.join(names[:6])}{more}"] if names else []
     usual = next((text for pattern, text in USUALLY if any(fnmatchcase(name, pattern) for name in unexpected)), None)
     lines += [f"  Such a file is usually {usual}."] if usual else []
     if (missing or unexpected) and not shapes:
