@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 FRESH := $(CURDIR)/results/fresh
+SHOWN := resnet50-mini
 NBVAL := -o filterwarnings= -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
 .PHONY: install demo test lint lock notebooks figures clean
@@ -26,11 +27,11 @@ test: install lint  ## everything that CI runs: tests, then the demo, then the c
 
 notebooks: install  ## execute the demo anew and rewrite the committed notebooks, their reference and figures/
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
-	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m fpbench.notebooks
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/python tools/notebooks.py
 	$(MAKE) figures
 
 figures:  ## rewrite figures/ from the last `make notebooks`
-	rm -f figures/*.png && cp $(FRESH)/demo/figures/0[2-9]_*.png figures/
+	rm -f figures/*.png && cp $(addprefix $(FRESH)/demo/figures/, 0[23]_*.png 06_[sp]*.png 0[4-6]_*$(SHOWN)*.png) figures/
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -75,13 +75,28 @@ rule linear_probing:
         "{RUN} 04_linear_probing {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q}"
 
 
+rule finetuning:
+    input:
+        rules.splits.output,
+    output:
+        OUT / "predictions" / "{encoder}" / "{mode,full|lora}.json",
+    params:
+        key=lambda wildcards: job_key(STUDY, wildcards.encoder, tuned=True),
+    log:
+        notebook=OUT / "notebooks" / "05_fine_tuning.{encoder}.{mode}.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 05_fine_tuning {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q} -p mode={wildcards.mode}"
+
+
 rule benchmark:
     input:
         expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS),
+        [OUT / "predictions" / encoder / f"{mode}.json" for encoder, mode in STUDY.tunings()],
     output:
         OUT / "tables" / "table1.csv",
     params:
-        key=job_key(STUDY, *ENCODERS),
+        key=[job_key(STUDY, *ENCODERS, tuned=True), STUDY.tunings()],
     log:
         notebook=OUT / "notebooks" / "06_benchmark.ipynb",
     threads: STUDY.threads

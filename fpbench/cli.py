@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fpbench import paths
-from fpbench.errors import InputError, MissingError
+from fpbench.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -83,6 +83,14 @@ def run(
     print(" ".join(command), flush=True)
     plan.folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, check=False).returncode
+    if dry_run and plan.tunings():
+        from fpbench import make_splits
+        from fpbench.protocols import costs
+
+        home, _ = plan.begin().load_cohorts()
+        table = costs(plan, home, make_splits(home, plan.the_task, plan.split, plan.folds, plan.seed))
+        print(f"\nFine-tuning on this device, every epoch run:\n{table.round(3).to_string(index=False)}")
+        print(f"together {table['PFLOP'].sum():,.3g} PFLOP, {table['hours'].sum():,.2f} hours")
     if done == 0 and not dry_run:
         print(
             f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}"
@@ -111,7 +119,7 @@ def main() -> None:
     """Run the command line; an error that a user can act on is printed without a traceback."""
     try:
         app()
-    except (InputError, MissingError) as error:
+    except (InputError, OSError) as error:  # MissingError is an OSError; so is a folder that cannot be written
         print(f"fpbench: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

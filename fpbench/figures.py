@@ -18,6 +18,7 @@ from fpbench import artifacts, inspection, metrics
 from fpbench.cohorts import Cohort
 from fpbench.embeddings import embed_cohort
 from fpbench.encoders import MINI, Encoder
+from fpbench.recipe import Augmentation
 from fpbench.study import Study
 from fpbench.tables import PROTOCOLS
 from fpbench.tasks import Task
@@ -137,14 +138,56 @@ def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) 
     return ax
 
 
+def augmented(cohort: Cohort, encoder: Encoder, settings: Augmentation, count: int = 16, seed: int = 0) -> Figure:
+    """Draw some pictures of a cohort as training sees them, each once."""
+    import torch
+
+    from fpbench import augmentation
+
+    x = encoder.colours(torch.from_numpy(encoder.prepare(cohort.pictures(count, seed)).copy())).cpu()
+    fields = augmentation.speckle(encoder.geometry.size)
+    changed = augmentation.apply(x, augmentation.draw(settings, len(x), seed), fields).permute(0, 2, 3, 1).numpy()
+    columns = -(-len(x) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(1.1 * columns, 2.4), squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, picture in zip(axes.flat, changed, strict=False):
+        ax.imshow(picture, vmin=0, vmax=1)
+    figure.suptitle(cohort.source.title)
+    return figure
+
+
+def training(histories: pd.DataFrame) -> Figure:
+    """Draw training loss and validation score of every run over the epochs: colour is the fold, style the learning rate."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3))
+    shown = histories.assign(**{"learning rate": histories["rate"].map("{:g}".format)})
+    for ax, name in zip(axes, ("loss", "macro F1"), strict=True):
+        sns.lineplot(
+            shown, x="epoch", y=name, hue="fold", style="learning rate", palette="colorblind", ax=ax, marker="o", ms=3
+        )
+        ax.get_legend().remove()
+    axes[0].set_ylabel("training loss (nats)")
+    axes[1].set(ylabel="validation macro F1", ylim=(0, 1.02))
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw how far the weights of every layer moved, one line per fold; columns fold, layer, change."""
+    sns.lineplot(layers, x="layer", y="change", hue="fold", palette="colorblind", marker="o", ms=4, ax=ax)
+    ax.set(xlabel="layer, from the picture to the head", ylabel="relative change of the weights", ylim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
 def scores(summary: pd.DataFrame) -> Figure:
-    """Draw mean and SD over the fold models, one panel per view; columns name (of the view), protocol, encoder, mean, sd."""
-    palette, views = colours(summary["encoder"]), list(dict.fromkeys(summary["name"]))
+    """Draw mean and SD over the fold models, one panel per view; columns view, protocol, encoder, mean, sd."""
+    palette, views = colours(summary["encoder"]), list(dict.fromkeys(summary["view"]))
     protocols = [name for name in PROTOCOLS if name in set(summary["protocol"])]
     figure, axes = plt.subplots(1, len(views), figsize=(2.3 * len(views), 3.4), sharey=True, squeeze=False)
     for ax, view in zip(axes[0], views, strict=True):
         for place, encoder in enumerate(palette):
-            part = summary[(summary["name"] == view) & (summary["encoder"] == encoder)]
+            part = summary[(summary["view"] == view) & (summary["encoder"] == encoder)]
             x = part["protocol"].map(protocols.index) + (place - (len(palette) - 1) / 2) * 0.8 / len(palette)
             ax.errorbar(x, part["mean"], part["sd"], fmt="o", ms=3.5, lw=1, color=palette[encoder], label=encoder)
         ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02), xlim=(-0.6, len(protocols) - 0.4))

@@ -39,35 +39,3 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
             progress_bar=False,
             start_timeout=300,
         )
-
-
-def refresh(study: str = "demo") -> None:
-    """Rewrite the committed notebooks: each executed as it is, with outputs and counts, without timings and paths.
-
-    The study must have been run; its predictions become the reference that the notebooks compare themselves with.
-    """
-    import nbformat
-
-    from fpbench import artifacts, load_study, predictions, reference
-
-    plan = load_study(study)
-    files = plan.all_predictions()
-    reference.write(study, predictions.read(files, plan.the_task), plan.the_task)
-    encoders = [artifacts.checked(path)["encoder"] for path in files]
-    reference.write_encoders(study, {about["name"]: about["fingerprint"] for about in encoders})
-    for source in sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb")):
-        executed = plan.folder / "refreshed" / source.name
-        execute(source, executed, {})
-        notebook = nbformat.read(executed, 4)
-        for part in (notebook, *notebook.cells):
-            for noise in ("papermill", "execution"):
-                part.metadata.pop(noise, None)
-        for cell in notebook.cells:
-            if cell.metadata.get("tags") == []:
-                del cell.metadata["tags"]
-        notebook.metadata["language_info"] = {"name": "python"}
-        nbformat.write(notebook, source)
-
-
-if __name__ == "__main__":
-    refresh()

@@ -1,41 +1,54 @@
-"""From embeddings to predictions: every probe of one encoder on every fold.
+"""From an encoder to predictions: every probe and every fine-tuning of it, on every fold.
 
-Each fold writes its own predictions file; a restart skips the files that are there and current. A probe chooses its strength
-on the fold's validation rows alone: test rows enter only after the choice is made.
+Each fold writes its own predictions file; a restart skips the files that are there and current. What is chosen (strength of
+a probe; learning rate and epoch of a fine-tuning) is chosen on the fold's validation rows: test rows enter only afterwards.
 """
 
+import copy
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from fpbench import artifacts, embeddings, images, paths, predictions, probing, splits
+from fpbench import artifacts, embeddings, images, paths, predictions, probing, recipe, splits
 from fpbench.cohorts import Cohort, folder_of
 from fpbench.embeddings import embed_cohort, embedding_key
-from fpbench.errors import MissingError
+from fpbench.encoders import Encoder
+from fpbench.errors import InputError, MissingError
 from fpbench.splits import Fold, Splits
-from fpbench.study import Study
+from fpbench.study import EncoderSpec, Study
+
+if TYPE_CHECKING:
+    from fpbench.finetuning import Classifier, Part, Pictures
 
 VERSION = 1  # of the probes; raise it when their predictions change
 Scores = Callable[[np.ndarray], np.ndarray]  # embeddings (n, D) -> logits (n, K)
+Answers = Callable[[Cohort, np.ndarray], np.ndarray]  # cohort, rows (n,) -> logits (n, K)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One encoder, its embeddings of every cohort, and the cut: what a probe works on."""
+    """One encoder, its embeddings of every cohort, and the cut: what a protocol works on."""
 
     study: Study
     encoder: str
+    model: Encoder
     splits: Splits
     home: Cohort  # trains, validates, tests in-domain
     external: tuple[Cohort, ...]  # test out-of-domain
-    embeddings: dict[str, np.ndarray]  # cohort name -> (N, D) float32
+    embeddings: dict[str, np.ndarray]  # cohort name -> (N, D) float32; empty if not asked for
     about: dict  # the encoder's part of a sidecar
     key: str  # digest of all of the above
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Return the encoder's entry in the study."""
+        return self.study.encoder_spec(self.encoder)
 
     @property
     def labels(self) -> np.ndarray:
@@ -48,13 +61,20 @@ class Bench:
         return len(self.study.the_task.classes)
 
     @property
+    def cohorts(self) -> tuple[Cohort, ...]:
+        """Return home and external cohorts."""
+        return (self.home, *self.external)
+
+    @property
     def features(self) -> np.ndarray:
         """Return the embeddings of the home cohort."""
         return self.embeddings[self.home.name]
 
 
-def open_bench(study: Study, encoder: str, home: Cohort, external: tuple[Cohort, ...], splits: Splits) -> Bench:
-    """Embed every cohort once (from the cache if it can be) and lay out what the probes need."""
+def open_bench(
+    study: Study, encoder: str, home: Cohort, external: tuple[Cohort, ...], splits: Splits, embed: bool = True
+) -> Bench:
+    """Lay out what the protocols need; the probes need every cohort embedded, once (from the cache if it can be)."""
     spec, model = study.encoder_spec(encoder), study.load_encoder(encoder)
     cohorts = (home, *external)
     keys = [embedding_key(model, cohort, spec.batch_size, spec.bf16) for cohort in cohorts]
@@ -68,10 +88,11 @@ def open_bench(study: Study, encoder: str, home: Cohort, external: tuple[Cohort,
         "cohorts": {cohort.name: cohort.fingerprint() for cohort in cohorts},
         "device": str(model.device),
     }
-    embedded = {cohort.name: embed_cohort(model, cohort, spec.batch_size, spec.bf16) for cohort in cohorts}
+    wanted = cohorts if embed else ()
+    embedded = {cohort.name: embed_cohort(model, cohort, spec.batch_size, spec.bf16) for cohort in wanted}
     labels = [cohort.fingerprint() for cohort in cohorts]
     key = artifacts.digest([keys, labels, splits.digest(), VERSION, study.task, study.seed, study.threads])
-    return Bench(study, encoder, splits, home, external, embedded, about, key)
+    return Bench(study, encoder, model, splits, home, external, embedded, about, key)
 
 
 def run_probe(bench: Bench, probe: str) -> list[Path]:
@@ -88,17 +109,20 @@ def run_probe(bench: Bench, probe: str) -> list[Path]:
     folds = [bench.splits.fold(n) for n, path in enumerate(files) if not predictions.is_current(path, key)]
     for fold, (scores, chosen) in zip(folds, PROBES[probe](bench, folds) if folds else [], strict=True):
         seconds = time.perf_counter() - started
-        _write(bench, files[fold.number], probe, fold, scores, {"key": key, "chosen": chosen, "seconds": seconds})
+        about = {"key": key, "chosen": chosen, "seconds": seconds}
+        _write(
+            bench, files[fold.number], probe, fold, lambda c, rows, s=scores: s(bench.embeddings[c.name][rows]), about
+        )
     return files
 
 
-def _write(bench: Bench, path: Path, probe: str, fold: Fold, scores: Scores, about: dict) -> None:
+def _write(bench: Bench, path: Path, protocol: str, fold: Fold, answers: Answers, about: dict) -> None:
     task = bench.study.the_task
     train = bench.home.frame.iloc[fold.train]
     run = {
         "fold": fold.number,
         "encoder": bench.encoder,
-        "protocol": probe,
+        "protocol": protocol,
         "n_patients": train["patient"].nunique(),
         "seed": bench.study.seed,
     }
@@ -106,7 +130,7 @@ def _write(bench: Bench, path: Path, probe: str, fold: Fold, scores: Scores, abo
     for cohort in bench.external:
         parts.append((cohort, np.flatnonzero(np.array(task.codes(cohort.frame[task.label])) >= 0), "test"))
     tables = [
-        predictions.rows(cohort, task, positions, scores(bench.embeddings[cohort.name][positions]), split=split, **run)
+        predictions.rows(cohort, task, positions, answers(cohort, positions), split=split, **run)
         for cohort, positions, split in parts
     ]
     sidecar = {
@@ -168,6 +192,136 @@ def _sgd(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
 PROBES = {"logistic": _logistic, "ridge": _ridge, "knn": _knn, "sgd": _sgd}
 
 
+def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[Path]:
+    """Fine-tune on some folds (default: all) where there is no current predictions file, and write them.
+
+    Under ``official`` the learning rate is chosen on fold 0 and used for all; under ``crossval`` every fold chooses its own.
+
+    Raises
+    ------
+    InputError
+        Some folds failed (a loss that was not finite, too little memory); the others were finished first.
+    """
+    import torch
+
+    from fpbench import finetuning
+
+    key, failed = tuning_key(bench, mode), {}
+    files = [bench.study.predictions(bench.encoder, mode, fold) for fold in folds or range(bench.splits.folds)]
+    todo = [path for path in files if not predictions.is_current(path, key)]
+    pictures = {
+        c.name: finetuning.Pictures(c.array(bench.model.geometry), bench.model.device) for c in bench.cohorts if todo
+    }
+    for path in todo:
+        started, fold = time.perf_counter(), bench.splits.fold(int(path.stem.removeprefix("fold")))
+        try:
+            model, chosen = _tune(bench, mode, fold, pictures, key)
+        except (finetuning.Diverged, torch.OutOfMemoryError) as error:
+            failed[fold.number] = str(error)
+            continue
+        answers = lambda cohort, rows, model=model: finetuning.predict(model, pictures[cohort.name], rows)  # noqa: E731
+        about = {"key": key, "chosen": chosen, "seconds": time.perf_counter() - started}
+        _write(bench, path, mode, fold, answers, about)
+    if failed:
+        why = "\n".join(f"fold {number}: {reason}" for number, reason in failed.items())
+        raise InputError(f"{bench.encoder}, {mode}: {len(failed)} of {len(files)} folds failed:\n{why}")
+    return files
+
+
+def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Classifier, dict]":
+    """Train once per learning rate; return the best model, and what was chosen and why."""
+    from fpbench.finetuning import finetune
+
+    rates, rule = _rates(bench, mode, fold, pictures, key)
+    runs = []
+    for rate in rates:
+        model, part = classifier(bench, mode), learning_part(bench, fold, pictures[bench.home.name])
+        folder = run_folder(bench, mode, key, fold.number, rate)
+        run_key = artifacts.digest([key, fold.number, rate])
+        title = f"{bench.encoder}, {mode}, fold {fold.number}, rate {rate:g}"
+        history, epoch = finetune(
+            model, part, bench.study.recipe, rate, folder, run_key, _seed(bench, mode, fold), title
+        )
+        runs.append((history.iloc[epoch], rate, model))
+        runs = [min(runs, key=lambda run: (-run[0]["macro F1"], run[0]["NLL"]))] if len(runs) > 1 else runs
+    (row, rate, model), grid = runs[0], bench.study.recipe.grid(mode)
+    chosen = {
+        "name": "learning rate", "strength": rate, "rule": rule, "epoch": int(row["epoch"]), "loss": float(row["NLL"]),
+        "macro F1": float(row["macro F1"]), "at_edge": len(grid) > 1 and rate in (min(grid), max(grid)),
+    }  # fmt: skip
+    return model, chosen
+
+
+def _rates(bench: Bench, mode: str, fold: Fold, pictures: dict, key: str) -> tuple[list[float], str]:
+    """Return the learning rates that this fold tries, and by what rule."""
+    grid = bench.study.recipe.grid(mode)
+    if bench.splits.scheme == "crossval" or fold.number == 0 or len(grid) == 1:
+        return grid, "best on the validation part of this fold"
+    first = bench.study.predictions(bench.encoder, mode, 0)
+    done = predictions.is_current(first, key)
+    chosen = artifacts.checked(first)["chosen"] if done else _tune(bench, mode, bench.splits.fold(0), pictures, key)[1]
+    return [chosen["strength"]], "best on the validation part of fold 0"
+
+
+def classifier(bench: Bench, mode: str) -> "Classifier":
+    """Return a fresh copy of the encoder with a new head."""
+    from fpbench.finetuning import Classifier
+
+    fresh = replace(bench.model, module=copy.deepcopy(bench.model.module))
+    return Classifier(fresh, bench.classes, bench.study.recipe, mode, bench.spec, bench.study.seed)
+
+
+def learning_part(bench: Bench, fold: Fold, pictures: "Pictures") -> "Part":
+    """Return what a run on this fold may see."""
+    from fpbench.finetuning import Part
+
+    names = bench.home.frame["image_id"].to_numpy()
+    return Part(pictures, bench.labels, names, fold.train, fold.validation)
+
+
+def tuned(bench: Bench, mode: str, fold: int) -> "Classifier":
+    """Return the model behind a predictions file of ``run_finetuning``."""
+    from fpbench.finetuning import restore
+
+    chosen = artifacts.checked(bench.study.predictions(bench.encoder, mode, fold))["chosen"]
+    return restore(classifier(bench, mode), run_folder(bench, mode, tuning_key(bench, mode), fold, chosen["strength"]))
+
+
+def movements(bench: Bench, mode: str, files: list[Path]) -> pd.DataFrame:
+    """Return how far each layer of each tuned model moved: columns fold, layer, change."""
+    from fpbench.adaptation import movement
+
+    rows = []
+    for fold in (int(path.stem.removeprefix("fold")) for path in files):
+        moved = movement(bench.model.module, tuned(bench, mode, fold).body)
+        rows += [{"fold": fold, "layer": layer, "change": change} for layer, change in moved.items()]
+    return pd.DataFrame(rows)
+
+
+def tuning_key(bench: Bench, mode: str) -> str:
+    """Return a digest of everything that a fine-tuning depends on."""
+    spec = [bench.spec.micro or bench.spec.batch_size, bench.spec.checkpointing]
+    return artifacts.digest([bench.key, mode, asdict(bench.study.recipe), recipe.VERSION, spec])
+
+
+def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Path:
+    """Return where one training run keeps its checkpoint, its best weights and its history."""
+    return bench.study.folder / "finetuning" / bench.encoder / mode / key[:12] / f"fold{fold}" / f"rate{rate:g}"
+
+
+def histories(bench: Bench, mode: str) -> pd.DataFrame:
+    """Return the training histories of all runs of a mode: columns fold, rate, epoch, loss, macro F1, NLL."""
+    folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(bench, mode)[:12]
+    tables = []
+    for path in sorted(folder.glob("fold*/rate*/history.csv")):
+        tables.append(pd.read_csv(path).assign(fold=int(path.parent.parent.name.removeprefix("fold"))))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _seed(bench: Bench, mode: str, fold: Fold) -> int:
+    return int(artifacts.digest([bench.study.seed, bench.encoder, mode, fold.number])[:12], 16)
+
+
 def choices(files: list[Path]) -> pd.DataFrame:
     """Return what each fold chose: one row per predictions file, from the sidecars."""
     rows = []
@@ -193,18 +347,39 @@ def curves(files: list[Path]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def job_key(study: Study, *encoders: str) -> str:
+def costs(study: Study, home: Cohort, splits: Splits, tunings: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+    """Return what fine-tunings of the study (default: all) would take on this device, the choice of the rate included.
+
+    The networks are built with random weights and timed on one pass; nothing is trained and no weights file is needed.
+    """
+    from fpbench.finetuning import Classifier, estimate
+
+    images, rows = len(splits.fold(0).train), []
+    for name, mode in tunings or study.tunings():
+        spec = replace(study.encoder_spec(name), weights="random", ignore=[])
+        encoder = replace(study, encoders=[spec], full=[], lora=[]).load_encoder(name)
+        grid = len(study.recipe.grid(mode))
+        runs = grid * study.folds if splits.scheme == "crossval" else grid + study.folds - 1
+        model = Classifier(encoder, len(study.the_task.classes), study.recipe, mode, spec)
+        rows.append({"encoder": name, "mode": mode, "runs": runs, **estimate(model, study.recipe, images, runs)})
+    return pd.DataFrame(rows)
+
+
+def job_key(study: Study, *encoders: str, tuned: bool = False) -> str:
     """Return a digest of everything that a notebook depends on: the one authority on whether it must run again.
 
-    Without encoders: cohorts and splits. With some: their weights and settings, the probes and the code of every step too.
+    Without encoders: cohorts and splits. With some: their weights and settings, the probes and the code of every step too;
+    ``tuned``: and the recipe of fine-tuning.
     """
     parts = [images.VERSION, splits.VERSION, study.task, study.split, study.folds, study.seed]
     parts += [[spec.name, spec.missing, _folder_digest(spec.name, study.root(spec))] for spec in study.cohorts]
     if encoders:
         parts += [embeddings.VERSION, VERSION, study.probes, study.threads, study.device]
         parts += [artifacts.file_sha256(paths.expand(file)) for file in study.extensions]
-        specs = [study.encoder_spec(name) for name in encoders]
-        parts += [[asdict(spec), _file_digest(study.weights(spec))] for spec in specs]
+        specs = [asdict(study.encoder_spec(name)) for name in encoders]
+        own = [[spec.pop("micro"), spec.pop("checkpointing")] for spec in specs]
+        parts += [[spec, _file_digest(study.weights(study.encoder_spec(spec["name"])))] for spec in specs]
+        parts += [own, asdict(study.recipe), recipe.VERSION] if tuned else []
     return artifacts.digest(parts)[:16]
 
 

@@ -18,6 +18,7 @@ from fpbench.tasks import Task
 
 FOLDER = paths.REPOSITORY / "notebooks" / "reference"
 TOLERANCE = 0.01  # share of the answers that may differ
+TRAINED = 0.1  # the same where a network was trained: that amplifies last bits
 
 
 def summarise(predicted: pd.DataFrame, task: Task) -> dict[str, dict[str, str]]:
@@ -75,16 +76,18 @@ def differences(study: str, predicted: pd.DataFrame, task: Task) -> tuple[int, i
     return flipped, total
 
 
-def agrees(study: str, predicted: pd.DataFrame, task: Task) -> str:
-    """Return the line that closes a number-bearing cell."""
+def agrees(study: str, predicted: pd.DataFrame, task: Task, tolerance: float = TOLERANCE) -> str:
+    """Return the line that closes a number-bearing cell; training amplifies last bits, so it needs a larger tolerance."""
+    if not len(predicted):
+        return "nothing to compare"
     if not (FOLDER / f"{study}.json").is_file():
         return f"study {study} has no committed reference to compare with"
     try:
         flipped, total = differences(study, predicted, task)
     except InputError as error:
         return f"agrees with the reference: False ({error})"
-    verdict = flipped <= TOLERANCE * total
-    rule = f"at most {TOLERANCE:.0%} of {total:,} answers may differ"
+    verdict = flipped <= tolerance * total
+    rule = f"at most {tolerance:.0%} of {total:,} answers may differ"
     return f"agrees with the reference ({rule}): {verdict}" + ("" if verdict else f", {flipped:,} differ")
 
 

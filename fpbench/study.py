@@ -14,6 +14,7 @@ import yaml
 
 from fpbench import paths
 from fpbench.errors import InputError, MissingError
+from fpbench.recipe import MODES, Augmentation, Recipe
 from fpbench.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class EncoderSpec:
     ignore: list[str] = field(default_factory=list)  # tensors that may be left out
     options: dict = field(default_factory=dict)  # passed to the architecture
     batch_size: int = 32  # images per forward pass
-    bf16: bool = False  # bfloat16 autocast
+    bf16: bool = False  # bfloat16 autocast, of embedding
+    micro: int = 0  # images per forward pass of fine-tuning; 0: batch_size
+    checkpointing: bool = False  # compute activations twice rather than keep them, in fine-tuning
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Study:
     probes: list[str] = field(default_factory=lambda: ["logistic"])  # of PROBES
     threads: int = 2  # of every computation on the CPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
+    full: list[str] = field(default_factory=list)  # encoders to fine-tune whole
+    lora: list[str] = field(default_factory=list)  # encoders to fine-tune by low-rank additions
+    recipe: Recipe = field(default_factory=Recipe)  # of both
     extensions: list[str] = field(default_factory=list)  # Python files that register encoders
 
     def __post_init__(self) -> None:
@@ -82,6 +88,10 @@ class Study:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         ]:
             raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
+        if strangers := sorted({*self.full, *self.lora} - set(names)):
+            raise InputError(f"fine-tuning of {strangers}: expected encoders of the study, {', '.join(names)}")
+        if bad := [spec.name for spec in self.encoders if spec.batch_size < 1 or spec.micro < 0]:
+            raise InputError(f"encoders {bad}: expected batch_size >= 1 and micro >= 0 (0: batch_size)")
         if self.threads < 1 or self.folds < 2:
             raise InputError(f"expected threads >= 1 and folds >= 2, found {self.threads} and {self.folds}")
 
@@ -96,8 +106,12 @@ class Study:
 
     def all_predictions(self) -> list[Path]:
         """Return every predictions file that this study calls for: files of other encoders, probes or folds do not count."""
-        names = [(spec.name, probe) for spec in self.encoders for probe in self.probes]
+        names = [(spec.name, probe) for spec in self.encoders for probe in self.probes] + self.tunings()
         return [self.predictions(*name, fold) for name in names for fold in range(self.folds)]
+
+    def tunings(self) -> list[tuple[str, str]]:
+        """Return what is fine-tuned: (encoder, mode), mode full or lora."""
+        return [(name, mode) for mode in MODES for name in getattr(self, mode)]
 
     @cached_property
     def the_task(self) -> Task:
@@ -166,6 +180,8 @@ class Study:
         cohorts, encoders = (", ".join(spec.name for spec in specs) for specs in (self.cohorts, self.encoders))
         print(f"{self.title}\n  cohorts   {cohorts}\n  encoders  {encoders}")
         print(f"  folds     {self.folds}, {self.split}, seed {self.seed}\n  probes    {', '.join(self.probes)}")
+        for mode in MODES:
+            print(f"  {mode:<9} {', '.join(getattr(self, mode)) or 'none'}")
         if self.label:
             print(f"  Mind: {self.label}.")
 
@@ -244,7 +260,7 @@ def _convert(kind, value, where: str):
         if not isinstance(value, list):
             raise InputError(f"{where}: expected a list, found {value!r}")
         return [_convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value)]
-    if kind in (CohortSpec, EncoderSpec):
+    if kind in (CohortSpec, EncoderSpec, Recipe, Augmentation):
         return _build(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

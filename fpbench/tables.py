@@ -5,6 +5,7 @@ task) or *shared* (those that both cohorts have), with all images or the de-dupl
 mean over its fold models; the SD over folds is training variation, not the error of the score.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import pandas as pd
 
 from fpbench import artifacts, metrics
 from fpbench.errors import InputError
+from fpbench.recipe import MODES
 from fpbench.study import Study
 from fpbench.tasks import Task
 
 PROTOCOLS = {
     "logistic": "linear probing",
+    "full": "full fine-tuning",
+    "lora": "LoRA",
     "ridge": "ridge probe",
     "knn": "k nearest neighbours",
     "sgd": "SGD probe, FetalCLIP-like",
@@ -57,12 +61,9 @@ def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Score every class: as ``evaluate``, with the metric named ``F1 of abdomen`` and so on."""
 
     def by_class(y, z, space, rule):
-        table = metrics.per_class(y, z, space, rule)
-        return {
-            f"{name} of {task.classes[k]}": table[name][i]
-            for name in ("precision", "recall", "F1")
-            for i, k in enumerate(space)
-        }
+        table, names = metrics.per_class(y, z, space, rule), [task.classes[k] for k in space]
+        what = ("precision", "recall", "F1")
+        return {f"{name} of {names[i]}": table[name][i] for name in what for i in range(len(space))}
 
     return _collect(predicted, task, (), by_class)
 
@@ -86,9 +87,20 @@ def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score
 def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Return mean and SD over folds (and folds, images) of each metric of each model and view."""
     grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False)
-    return grouped.agg(
-        mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean")
-    ).reset_index()
+    columns = {
+        "mean": ("value", "mean"),
+        "sd": ("value", "std"),
+        "folds": ("value", "size"),
+        "images": ("images", "mean"),
+    }
+    return grouped.agg(**columns).reset_index()
+
+
+def overview(scores: pd.DataFrame, metric: str = metrics.HEADLINE, duplicates: str = "as published") -> pd.DataFrame:
+    """Return ``summarise`` of one metric, with the heading of each view in the column ``view``."""
+    summary = summarise(scores[(scores["metric"] == metric) & (scores["duplicates"] == duplicates)])
+    views = summary[["population", "classes", "rule"]].itertuples(index=False)
+    return summary.assign(view=[view_title(*view) for view in views])
 
 
 def published() -> pd.DataFrame:
@@ -103,16 +115,11 @@ def view_title(population: str, classes: int, rule: str) -> str:
 
 def table1(scores: pd.DataFrame, metric: str = metrics.HEADLINE, duplicates: str = "as published") -> pd.DataFrame:
     """Return encoders x protocols against views, as ``mean ± SD over folds``, with the paper's public numbers beside them."""
-    summary = summarise(scores[(scores["metric"] == metric) & (scores["duplicates"] == duplicates)])
-    text = summary["mean"].map("{:.3f}".format) + " ± " + summary["sd"].map("{:.3f}".format)
-    heading = [view_title(*row) for row in summary[["population", "classes", "rule"]].itertuples(index=False)]
-    summary = summary.assign(text=text, view=pd.Categorical(heading, list(dict.fromkeys(heading))))
-    table = summary.pivot(index=list(MODEL), columns="view", values="text")
-    table = table.sort_index(
-        key=lambda level: [list(PROTOCOLS).index(name) for name in level] if level.name == "protocol" else level
-    )
-    table.columns = [str(name) for name in table.columns]
-    table = table.rename(index=PROTOCOLS, level="protocol")
+    summary, order = overview(scores, metric, duplicates), list(PROTOCOLS)
+    summary["text"] = summary["mean"].map("{:.3f}".format) + " ± " + summary["sd"].map("{:.3f}".format)
+    table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
+    table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
+    table = table.rename(index=PROTOCOLS, level="protocol").rename_axis(columns=None)
     public = published().pivot(index=list(MODEL), columns="population", values="value")
     for population in dict.fromkeys(summary["population"]):
         table[f"{population.capitalize()}, paper"] = [
@@ -146,6 +153,15 @@ def by_encoder(rows: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame([{"encoder": name, **row} for name, row in rows.items()])
 
 
+def by_item(settings) -> pd.DataFrame:
+    """Return the fields of a dataclass, one row each; those of a dataclass within it are named with a dot."""
+    rows = []
+    for name, value in asdict(settings).items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"{name}.{key}".rstrip("."), str(found)) for key, found in inner]
+    return pd.DataFrame(rows, columns=["setting", "value"])
+
+
 def _latex(text: str) -> str:
     return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
 
@@ -155,18 +171,21 @@ def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataF
     summary = summarise(scores[scores["metric"] == metric])
     if summary.empty:
         raise InputError(f"no scores of {metric!r}: expected one of {', '.join(sorted(set(scores['metric'])))}")
-    table = summary.pivot(
-        index=[*MODEL, "population", "classes", "rule"], columns="duplicates", values=["mean", "images"]
-    )
-    flat = pd.DataFrame(
-        {
-            "as published": table["mean", "as published"],
-            "de-duplicated": table["mean", "de-duplicated"],
-            "difference": table["mean", "de-duplicated"] - table["mean", "as published"],
-            "images left out": np.round(table["images", "as published"] - table["images", "de-duplicated"]).astype(int),
-        }
-    )
-    return flat.reset_index()
+    keys = [*MODEL, "population", "classes", "rule"]
+    table = summary.pivot(index=keys, columns="duplicates", values="mean")[list(DUPLICATES)].rename_axis(columns=None)
+    images = summary.pivot(index=keys, columns="duplicates", values="images")
+    table["difference"] = table["de-duplicated"] - table["as published"]
+    table["images left out"] = np.round(images["as published"] - images["de-duplicated"]).astype(int)
+    return table.reset_index()
+
+
+def gain(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataFrame:
+    """Return each fine-tuned encoder's mean score minus that of its linear probe: one row per encoder and mode, one column per view."""
+    summary = overview(scores, metric)
+    means = summary.pivot(index="view", columns=["protocol", "encoder"], values="mean").loc[summary["view"].unique()]
+    tuned = [(mode, name) for mode, name in means.columns if mode in MODES and ("logistic", name) in means.columns]
+    rows = [[name, PROTOCOLS[mode], *(means[mode, name] - means["logistic", name]).round(3)] for mode, name in tuned]
+    return pd.DataFrame(rows, columns=[*MODEL, *means.index])
 
 
 def all_metrics(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -189,28 +208,19 @@ def per_class(scores: pd.DataFrame) -> pd.DataFrame:
 
 def headline(scores: pd.DataFrame, encoder: str, protocol: str) -> str:
     """Return the headline metric of one model in words, view by view."""
-    part = scores[
-        (scores["encoder"] == encoder) & (scores["protocol"] == protocol) & (scores["metric"] == metrics.HEADLINE)
-    ]
-    summary = summarise(part[part["duplicates"] == "as published"])
-    return "; ".join(f"{view_title(r.population, r.classes, r.rule)} {r.mean:.3f}" for r in summary.itertuples())
+    summary = overview(scores[(scores["encoder"] == encoder) & (scores["protocol"] == protocol)])
+    return "; ".join(f"{row.view} {row.mean:.3f}" for row in summary.itertuples())
 
 
 def findings(scores: pd.DataFrame, task: Task) -> list[str]:
     """Return sentences that the scores support: point values only, and no ranking, since no interval stands behind one here."""
-    part = scores[(scores["metric"] == metrics.HEADLINE) & (scores["duplicates"] == "as published")]
-    lines = [
-        f"{encoder}, linear probing: {headline(scores, encoder, 'logistic')}."
-        for encoder in sorted(set(part["encoder"]))
-    ]
-    summary = summarise(part[part["protocol"] == "logistic"]).set_index(["population", "rule", "encoder"])["mean"]
-    for population in sorted(set(part["population"]) - {task.train}):
-        gain = [
-            summary[population, "shared", encoder] - summary[population, "open", encoder]
-            for encoder in sorted(set(part["encoder"]))
-        ]
-        lines.append(
-            f"Restricting the answers to the classes that {population.capitalize()} has changes macro F1 there by "
-            f"{min(gain):+.3f} to {max(gain):+.3f}: the rule must be named with every score."
-        )
+    told = scores[scores["protocol"].isin(["logistic", *MODES])]
+    models = told.groupby(["protocol", "encoder"]).groups
+    lines = [f"{name}, {PROTOCOLS[protocol]}: {headline(scores, name, protocol)}." for protocol, name in models]
+    abroad = overview(scores[(scores["protocol"] == "logistic") & (scores["population"] != task.train)])
+    rules = abroad.pivot(index=["population", "encoder"], columns="rule", values="mean").reindex(columns=metrics.RULES)
+    for population, change in (rules["shared"] - rules["open"]).groupby("population"):
+        found = f"changes macro F1 there by {change.min():+.3f} to {change.max():+.3f}"
+        where = f"Restricting the answers to the classes that {population.capitalize()} has"
+        lines.append(f"{where} {found}: the rule must be named with every score.")
     return lines

@@ -17,8 +17,9 @@ from fpbench import paths
 ROOT = paths.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
-    "errors", "paths", "tasks", "transfer", "artifacts", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "study", "predictions",
-    "protocols", "metrics", "tables", "figures", "reference", "notebooks", "doctor", "cli",
+    "errors", "paths", "tasks", "transfer", "artifacts", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "recipe",
+    "study", "predictions", "metrics", "augmentation", "adaptation", "finetuning", "protocols", "tables", "figures", "reference",
+    "notebooks", "doctor", "cli",
 )  # fmt: skip
 ANALYSIS = ("reference", "metrics", "tables", "predictions", "splits", "tasks", "artifacts", "study", "probing")
 

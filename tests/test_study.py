@@ -43,11 +43,25 @@ def test_every_shipped_study_loads():
         ({"name": "../evil"}, "file name"),
         ({"encoders": [GOOD["encoders"][0]] * 2}, "different names"),
         ({"threads": 0}, "threads >= 1"),
+        ({"encoders": [{**GOOD["encoders"][0], "batch_size": 0}]}, "batch_size >= 1"),
+        ({"full": ["nobody"]}, r"fine-tuning of \['nobody'\]: expected encoders of the study"),
+        ({"recipe": {"batch": 0}}, "whole numbers above 0"),
+        ({"recipe": {"epoch": 3}}, "unknown key 'epoch': did you mean 'epochs'"),
+        ({"recipe": {"augmentation": {"flipp": 1.0}}}, "recipe: augmentation: unknown key 'flipp'"),
+        ({"recipe": {"rates": ["fast"]}}, r"recipe: rates\[0\]: expected float, found 'fast'"),
     ],
 )
 def test_a_wrong_study_is_refused_by_key(tmp_path, changes, says):
     with pytest.raises(InputError, match=says):
         load_study(write(tmp_path, **changes))
+
+
+def test_a_recipe_is_read_from_the_study(tmp_path):
+    study = load_study(write(tmp_path, recipe={"epochs": 3, "rates": [1, 0.5], "augmentation": {"flip": 0.0}}))
+    assert study.recipe.rates == [1.0, 0.5]
+    assert study.recipe.augmentation.flip == 0
+    assert study.recipe.grid("lora") == study.recipe.lora_rates
+    assert study.tunings() == []
 
 
 def test_yaml_tags_run_nothing(tmp_path):

@@ -79,14 +79,27 @@ class Encoder:
 
         return next((tensor.device for tensor in self.module.parameters()), torch.device("cpu"))
 
-    def normalise(self, pictures: "torch.Tensor") -> "torch.Tensor":
-        """Return float32 (B, 3, S, S) from uint8 (B, S, S) grey or (B, S, S, 3) RGB, on the encoder's device."""
+    def colours(self, pictures: "torch.Tensor") -> "torch.Tensor":
+        """Return float32 in [0, 1], (B, 1, S, S) from uint8 (B, S, S) or (B, 3, S, S) from (B, S, S, 3), on the device."""
+        x = pictures.to(self.device)
+        return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]).float() / 255
+
+    def standardise(self, x: "torch.Tensor") -> "torch.Tensor":
+        """Return what the module takes, (B, 3, S, S), from the result of ``colours``."""
         import torch
 
-        x = pictures.to(self.device)
-        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None].expand(-1, 3, -1, -1)
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (x.float() / 255 - mean) / std
+        return (x.expand(-1, 3, -1, -1) - mean) / std
+
+    def normalise(self, pictures: "torch.Tensor") -> "torch.Tensor":
+        """Return float32 (B, 3, S, S) from uint8 (B, S, S) grey or (B, S, S, 3) RGB, on the encoder's device."""
+        return self.standardise(self.colours(pictures))
+
+    def autocast(self, bf16: bool) -> "torch.autocast":
+        """Return a context that computes in bfloat16 if ``bf16``."""
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def prepare(self, pictures: Image.Image | Sequence | np.ndarray) -> np.ndarray:
         """Return a uint8 batch, (B, S, S) or (B, S, S, 3), of pictures in any form that ``embed`` takes."""
@@ -129,7 +142,7 @@ class Encoder:
         batch = self.prepare(pictures)
         if not len(batch):
             return np.zeros((0, self.dim), np.float32)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), self.autocast(bf16):
             values = self.module(self.normalise(torch.from_numpy(np.array(batch)))).float().cpu().numpy()
         if values.shape != (len(batch), self.dim):
             raise InputError(f"{self.name}: expected embeddings ({len(batch)}, {self.dim}), found {values.shape}")

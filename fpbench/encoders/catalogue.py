@@ -143,33 +143,3 @@ def table() -> "pd.DataFrame":
         for e in published()
     ]
     return pd.DataFrame(rows)
-
-
-def models_md() -> str:
-    """Return the text of MODELS.md."""
-    return f"""# Models
-
-Written from `fpbench/encoders/catalogue.yaml` by `fpbench.encoders.catalogue.models_md`; a test compares.
-No file of the four ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.
-
-{table().to_markdown(index=False, disable_numparse=True)}
-{"".join(map(_section, published()))}
-## Any other model
-
-`timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. The README shows how to register
-an architecture of your own.
-"""
-
-
-def _section(e: Entry) -> str:
-    s = e.source
-    size = f"{s.size:,} bytes" if s.size else "size unknown"
-    mark = f"SHA-256 `{s.sha256}`" if s.sha256 else "SHA-256 unknown, pinned on first use"
-    return f"""
-## {e.name}
-
-- Weights: [{s.file}]({s.url}), {size}, {mark}; {"confirmed by a third party" if s.confirmed else "unconfirmed"}.
-- Licence: {e.licence}. Gated: {e.gated}.
-- Pretraining: {e.trained_on}. Saw the Spanish cohort: {e.saw_spain}; the African: {e.saw_africa} ({e.evidence}).
-- Paper: {e.paper}. {e.note}
-"""

@@ -7,6 +7,7 @@ Their file has position tables for 1024 px; other sizes resize both, as mmpretra
 from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
@@ -35,11 +36,17 @@ NAMES = renamed(  # transformers -> mmpretrain
 class SamTower(Tower):
     """SAM's encoder without its neck."""
 
+    checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Have the activations of each block computed again rather than kept, in training."""
+        self.checkpointing = enable
+
     def features(self, x: Tensor) -> Tensor:
         """Return the map (B, S/16, S/16, C) of the last block."""
         x = self.trunk.patch_embed(x) + self.trunk.pos_embed
         for layer in self.trunk.layers:
-            x = layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if self.checkpointing and self.training else layer(x)
         return x
 
 

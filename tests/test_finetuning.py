@@ -1,0 +1,491 @@
+"""Fine-tuning: what moves and what must not, resume to the bit, choices on validation alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fpbench import adaptation, augmentation, finetuning, load_study, make_splits, predictions, protocols
+from fpbench.encoders import load_encoder
+from fpbench.errors import InputError
+from fpbench.finetuning import Classifier, Part, Pictures, Trainer, finetune, predict
+from fpbench.recipe import Augmentation, Recipe
+from fpbench.study import EncoderSpec
+
+SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
+TRANSFORMERS = SEVEN[:5]
+QUIET = Augmentation(flip=0, rotate=0, shift=0, scale=0, gain=0, contrast=0, gamma=0, speckle=0)
+SHORT = Recipe(epochs=2, batch=16, rates=[1e-3], lora_rates=[1e-3], warmup=0.1)
+
+
+def spec(**changes):
+    return EncoderSpec("e", "e", **{"batch_size": 16, **changes})
+
+
+def part(encoder, seed=0, count=60):
+    """Pictures with a bar whose height says the class."""
+    rng, size = np.random.default_rng(seed), encoder.geometry.size
+    labels = rng.integers(0, 3, count)
+    pictures = rng.integers(0, 80, (count, size, size)).astype(np.uint8)
+    for row, label in enumerate(labels):
+        pictures[row, size // 3 * label : size // 3 * label + size // 4, 5:-5] += 120
+    names = np.array([f"image{row}" for row in range(count)])
+    return Part(Pictures(pictures, torch.device("cpu")), labels, names, np.arange(40), np.arange(40, count))
+
+
+def run(name, tmp_path, mode="full", recipe=SHORT, seed=0, changes=None, folder="run", key="k"):
+    encoder = load_encoder(f"{name}-mini", "random")
+    model = Classifier(encoder, 3, recipe, mode, spec(**(changes or {})))
+    history, best = finetune(model, part(encoder), recipe, 1e-3, tmp_path / folder, key, seed, "test")
+    return model, history, best
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_full_fine_tuning_moves_every_trained_tensor(name, tmp_path):
+    encoder = load_encoder(f"{name}-mini", "random")
+    model = Classifier(encoder, 3, SHORT, "full", spec())
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    recipe = replace(SHORT, epochs=1, warmup=0.0)  # three steps; the last at rate 0
+    finetune(model, part(encoder), replace(recipe, epochs=2), 1e-3, tmp_path, "k", 0, "test")
+    still = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
+    assert still == []
+    assert [key for key, value in model.named_buffers() if not torch.equal(value, buffers[key])] == []
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_lora_leaves_the_base_as_it_was(name, tmp_path):
+    encoder = load_encoder(f"{name}-mini", "random")
+    base = state(encoder.module)
+    model = Classifier(encoder, 3, SHORT, "lora", spec())
+    before = state(model)
+    finetune(model, part(encoder), SHORT, 1e-3, tmp_path, "k", 0, "test")
+    after = state(model)
+    moved = {key for key in after if not torch.equal(after[key], before[key])}
+    assert moved == {key for key, value in model.named_parameters() if value.requires_grad}
+    assert all("lora_" in key or key.startswith("head.") for key in moved)
+    assert {key.replace(".base_layer", ""): 0 for key in after if "lora_" not in key and "head" not in key}.keys() == {
+        f"body.{key}" for key in base
+    }
+    for key, value in after.items():
+        if key.startswith("body.") and "lora_" not in key:
+            assert torch.equal(value, base[key.removeprefix("body.").replace(".base_layer", "")]), key
+    stored = load_file(tmp_path / "best.safetensors")
+    assert set(stored) == moved  # the adapters and the head, nothing of the base
+    with pytest.raises(InputError, match="wrapped before"):
+        Classifier(encoder, 3, SHORT, "lora", spec())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnetv2_s"])
+def test_lora_of_a_convolutional_network_is_a_clear_error(name):
+    with pytest.raises(InputError, match="expected a transformer"):
+        Classifier(load_encoder(f"{name}-mini", "random"), 3, SHORT, "lora", spec())
+
+
+def test_learning_rates_fall_towards_the_input_and_vectors_do_not_decay():
+    model = Classifier(load_encoder("usfm-mini", "random"), 3, SHORT, "full", spec())
+    groups = adaptation.rate_groups(model, SHORT, 1e-3)
+    rate = {id(tensor): group for group in groups for tensor in group["params"]}
+    named = dict(model.named_parameters())
+    blocks = [rate[id(named[f"body.trunk.blocks.{i}.mlp.fc1.weight"])] for i in range(2)]
+    assert rate[id(named["head.weight"])]["base"] == pytest.approx(1e-2)
+    assert [group["base"] for group in blocks] == pytest.approx([1e-3 * 0.75**2, 1e-3 * 0.75])
+    assert rate[id(named["body.trunk.patch_embed.proj.weight"])]["base"] == pytest.approx(1e-3 * 0.75**3)
+    assert blocks[0]["weight_decay"] == SHORT.weight_decay
+    for name in ("rel_pos_bias.relative_position_bias_table", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.bias"):
+        assert rate[id(named[f"body.trunk.{name}"])]["weight_decay"] == 0
+    cnn = Classifier(load_encoder("resnet50-mini", "random"), 3, SHORT, "full", spec())
+    assert sorted({group["base"] for group in adaptation.rate_groups(cnn, SHORT, 1e-3)}) == pytest.approx([1e-3, 1e-2])
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_layers_are_numbered_in_the_order_of_the_network(name):
+    body = load_encoder(f"{name}-mini", "random").module
+    found = adaptation.layers(body)
+    assert set(found) == {key for key, _ in body.named_parameters()}
+    if name in TRANSFORMERS:
+        blocks = sorted({level for key, level in found.items() if adaptation.BLOCK.match(key)})
+        assert blocks == list(range(1, len(blocks) + 1))
+        assert len(blocks) == {"mofo": 5, "ultrasam": 4}.get(name, 2)
+        assert all(level == 0 for key, level in found.items() if "patch_embed" in key or "conv_embed" in key)
+
+
+def test_same_seed_same_bits_another_seed_others(tmp_path):
+    runs = [run("usfm", tmp_path, seed=seed, folder=str(i)) for i, seed in enumerate((0, 0, 1))]
+    columns = ["loss", "macro F1", "NLL"]
+    first, second, third = (history[columns].to_numpy().tolist() for _, history, _ in runs)
+    assert first == second
+    assert first != third
+    one, two = (state(model) for model, _, _ in runs[:2])
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["usfm", "resnet50"])
+def test_the_loss_curve_does_not_depend_on_the_micro_batch(name, tmp_path):
+    recipe = replace(SHORT, batch=32, epochs=3)
+    curves = [
+        run(name, tmp_path, recipe=recipe, changes={"micro": micro}, folder=str(micro))[1]["loss"] for micro in (8, 32)
+    ]
+    assert np.allclose(curves[0], curves[1], rtol=1e-5, atol=0)
+
+
+def test_live_batch_statistics_refuse_accumulation(tmp_path):
+    with pytest.raises(InputError, match="live needs batches of 16"):
+        run("resnet50", tmp_path, recipe=replace(SHORT, batchnorm="live"), changes={"micro": 8})
+    model, _, _ = run("resnet50", tmp_path, recipe=replace(SHORT, batchnorm="live"))
+    fresh = load_encoder("resnet50-mini", "random").module
+    assert not torch.equal(model.body.bn1.running_mean, fresh.bn1.running_mean)
+
+
+class Killed(Exception):
+    """Stands for a kill at the end of a step."""
+
+
+@pytest.mark.parametrize(("name", "mode"), [("resnet50", "full"), ("usfm", "full"), ("usfm", "lora")])
+def test_a_killed_run_ends_with_the_same_bits(name, mode, tmp_path, monkeypatch):
+    """Killed without notice at three points: in the first epoch, in the second, and while the best weights are written."""
+    recipe = replace(SHORT, epochs=3)
+    whole, wanted, best = run(name, tmp_path, mode, recipe, folder="whole")
+    steps = {"count": 0}
+    original, save = Trainer.step, finetuning.save_file
+
+    def step(*arguments):
+        steps["count"] += 1
+        if steps["count"] in (2, 7):
+            raise Killed
+        return original(*arguments)
+
+    def write(tensors, path):
+        steps["writes"] = steps.get("writes", 0) + 1
+        save(tensors, path)
+        if steps["writes"] == 1:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(finetuning, "save_file", write)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            run(name, tmp_path, mode, recipe, folder="broken")
+    model, history, found = run(name, tmp_path, mode, recipe, folder="broken")
+    columns = ["epoch", "loss", "macro F1", "NLL"]
+    assert history[columns].equals(wanted[columns])
+    assert found == best
+    one, two = state(whole), state(model)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not (tmp_path / "broken" / "last.pt").exists()
+    monkeypatch.setattr(Trainer, "step", None)
+    again, history, _ = run(name, tmp_path, mode, recipe, folder="broken")  # finished: nothing is trained
+    assert history[columns].equals(wanted[columns])
+    assert all(torch.equal(value, state(again)[key]) for key, value in one.items())
+
+
+def test_a_signal_is_obeyed_after_a_checkpoint_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    whole, wanted, _ = run("usfm", tmp_path, folder="whole")
+    original, calls = Trainer.step, []
+
+    def step(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run("usfm", tmp_path, folder="broken")
+    assert signal.getsignal(signal.SIGINT) is handler
+    content = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+    assert content["state"]["step"] == 2
+    assert len(content["state"]["losses"]) == 2
+    model, history, _ = run("usfm", tmp_path, folder="broken")
+    assert history["loss"].equals(wanted["loss"])
+    assert all(torch.equal(value, state(model)[key]) for key, value in state(whole).items())
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch):
+    save = Trainer.save
+
+    def save_and_die(trainer):
+        save(trainer)
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "save", save_and_die)
+    with pytest.raises(Killed):
+        run("usfm", tmp_path)
+    monkeypatch.setattr(Trainer, "save", save)
+    with pytest.raises(InputError, match="checkpoint of another configuration"):
+        run("usfm", tmp_path, key="other")
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["key"] == "k"
+
+
+def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    original, calls = Trainer.step, []
+
+    def poison(*arguments):
+        calls.append(1)
+        return original(*arguments) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(Trainer, "step", poison)
+    with pytest.raises(finetuning.Diverged, match=r"the loss is nan in epoch 1, with the images image\d+"):
+        run("usfm", tmp_path)
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["state"]["epoch"] == 1
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(tmp_path, monkeypatch):
+    recipe = replace(SHORT, batch=32)
+    _, wanted, _ = run("usfm", tmp_path, recipe=recipe, changes={"micro": 32}, folder="whole")
+    forward = Classifier.forward
+
+    def small(self, x):
+        if self.training and len(x) > 10:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(Classifier, "forward", small)
+    model, history, _ = run("usfm", tmp_path, recipe=recipe, changes={"micro": 32}, folder="small")
+    assert model.micro == 8
+    assert np.allclose(history["loss"], wanted["loss"], rtol=1e-5)
+    monkeypatch.setattr(Classifier, "forward", lambda self, x: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(torch.OutOfMemoryError):
+        run("usfm", tmp_path, recipe=recipe, folder="none")
+
+
+def test_activation_checkpointing_changes_no_gradient(tmp_path):
+    for name in ("ultrasam", "usfm"):
+        curves = [
+            run(name, tmp_path, changes={"checkpointing": keep}, folder=f"{name}{keep}")[1]["loss"] for keep in (0, 1)
+        ]
+        assert np.allclose(curves[0], curves[1], rtol=1e-6), name
+    with pytest.raises(InputError, match="no such switch"):
+        Classifier(load_encoder("mofo-mini", "random"), 3, SHORT, "full", spec(checkpointing=True))
+
+
+def test_augmentation_is_per_picture_and_independent_of_the_batch():
+    settings = Augmentation()
+    numbers = augmentation.draw(settings, 12, 3)
+    assert torch.equal(numbers, augmentation.draw(settings, 12, 3))
+    assert not torch.equal(numbers, augmentation.draw(settings, 12, 4))
+    fields = augmentation.speckle(32)
+    pictures = torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    together = augmentation.apply(pictures, numbers, fields)
+    apart = torch.cat([augmentation.apply(pictures[i : i + 5], numbers[i : i + 5], fields) for i in (0, 5, 10)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+    assert 0 <= together.min() <= together.max() <= 1
+    changed = (together - pictures).abs().mean((1, 2, 3))
+    assert changed.min() > 0
+    nothing = augmentation.apply(pictures, augmentation.draw(QUIET, 12, 3), fields)
+    torch.testing.assert_close(nothing, pictures, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ({"flip": 1.0}, lambda x: x.flip(-1)),
+        ({"gain": 0.0}, lambda x: x),
+    ],
+)
+def test_a_change_does_what_it_says(change, moves):
+    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    got = augmentation.apply(x, augmentation.draw(replace(QUIET, **change), 4, 0), augmentation.speckle(16))
+    torch.testing.assert_close(got, moves(x), rtol=0, atol=1e-5)
+
+
+def test_patience_ends_a_run_and_the_best_epoch_is_restored(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.7, 0.7, 0.6, 0.6, 0.9])
+    monkeypatch.setattr(finetuning, "validate", lambda *_: {"macro F1": next(scores), "NLL": 1.0})
+    model, history, best = run("usfm", tmp_path, recipe=replace(SHORT, epochs=9, patience=3))
+    assert best == 1
+    assert len(history) == 5
+    stored = load_file(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(stored[key], value) for key, value in model.changing().items())
+
+
+def test_the_schedule_rises_and_falls_to_zero():
+    optimiser = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0, "base": 2.0}])
+    rates = []
+    for step in range(1, 101):
+        finetuning.set_rates(optimiser, replace(SHORT, warmup=0.1), step / 100)
+        rates.append(optimiser.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == pytest.approx(2.0)
+    assert rates[54] == pytest.approx(1.0, abs=1e-6)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_class_weights_are_inverse_frequencies():
+    assert finetuning.class_weights(np.array([0, 0, 0, 1]), 3).tolist() == pytest.approx([0.5, 1.5, 0.0])
+
+
+def test_pictures_that_do_not_fit_are_fetched_ahead_and_equal():
+    array = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
+    rows = [np.array([3, 1]), np.array([0]), np.array([4, 2])]
+    got = list(Pictures(array, torch.device("cpu")).batches(rows))
+    assert [torch.equal(one, torch.from_numpy(array[part])) for one, part in zip(got, rows, strict=True)] == [True] * 3
+    assert list(Pictures(array, torch.device("cpu")).batches([])) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch": 0}, "whole numbers above 0"),
+        ({"rates": []}, "learning rates above 0"),
+        ({"batchnorm": "off"}, "frozen or live"),
+        ({"warmup": 1.0}, "shares from 0 to below 1"),
+    ],
+)
+def test_a_recipe_that_cannot_train_is_refused(change, says):
+    with pytest.raises(InputError, match=says):
+        Recipe(**change)
+
+
+TUNED = """
+name: small
+title: A small study
+label: made by a test
+split: {split}
+folds: 3
+threads: 1
+probes: [ridge]
+full: [tiny]
+lora: [vit]
+recipe: {{epochs: 2, batch: 16, rates: [0.001, 0.01], lora_rates: [0.01]}}
+cohorts:
+  - {{name: spain, root: "{spain}"}}
+  - {{name: africa, root: "{africa}"}}
+encoders:
+  - {{name: tiny, model: resnet50-mini, weights: random, geometry: {{kind: squash, size: 32}}, micro: 8}}
+  - {{name: vit, model: usfm-mini, weights: random}}
+"""
+
+
+def bench_of(small, tmp_path, encoder, split="official", change=lambda cohort: cohort):
+    path = tmp_path / "tuned.yaml"
+    path.write_text(TUNED.format(split=split, **small))
+    study = load_study(path).begin()
+    home, external = study.load_cohorts()
+    home = change(home)
+    splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+    return protocols.open_bench(study, encoder, home, external, splits, embed=False)
+
+
+def test_every_fold_is_tuned_and_the_rate_chosen_on_fold_0_serves_all(small, tmp_path):
+    bench = bench_of(small, tmp_path, "tiny")
+    files = protocols.run_finetuning(bench, "full")
+    read = predictions.read(files, bench.study.the_task)
+    assert set(read["protocol"]) == {"full"}
+    assert set(read["fold"]) == {0, 1, 2}
+    assert set(read["population"]) == {"spain", "africa"}
+    table = protocols.choices(files)
+    assert table["strength"].nunique() == 1
+    assert table["rule"].tolist() == ["best on the validation part of this fold"] + 2 * [
+        "best on the validation part of fold 0"
+    ]
+    runs = protocols.histories(bench, "full")
+    assert runs.groupby("fold")["rate"].nunique().tolist() == [2, 1, 1]
+    best = runs[runs["fold"] == 0].sort_values(["macro F1", "NLL"], ascending=[False, True]).iloc[0]
+    assert best["rate"] == table["strength"].iloc[0]
+    model = protocols.tuned(bench, "full", 1)
+    fold = bench.splits.fold(1)
+    pictures = Pictures(bench.home.array(bench.model.geometry), torch.device("cpu"))
+    rows = read[(read["fold"] == 1) & (read["split"] == "val")]
+    logits = predict(model, pictures, fold.validation)
+    assert np.array_equal(rows[bench.study.the_task.columns()].to_numpy(), logits)
+    written = [path.stat().st_mtime_ns for path in files]
+    assert [path.stat().st_mtime_ns for path in protocols.run_finetuning(bench, "full")] == written
+
+
+def test_under_crossval_every_fold_chooses_its_own_rate(small, tmp_path):
+    bench = bench_of(small, tmp_path, "tiny", "crossval")
+    files = protocols.run_finetuning(bench, "full", folds=[2])
+    assert [path.name for path in files] == ["fold2.parquet"]
+    assert protocols.histories(bench, "full").groupby("fold")["rate"].nunique().to_dict() == {2: 2}
+
+
+def test_test_labels_have_no_say(small, tmp_path, monkeypatch):
+    """Shuffled among the test images, they change neither the chosen model nor any logit."""
+
+    def shuffle(cohort):
+        frame = cohort.frame.copy()
+        rows = frame.index[frame["official_split"] == "test"]
+        patients = frame.loc[rows].groupby("patient")["plane"].first()
+        mixed = dict(zip(patients.index, np.random.default_rng(0).permutation(patients.to_numpy()), strict=True))
+        frame.loc[rows, "plane"] = frame.loc[rows, "patient"].map(mixed)
+        return type(cohort)(cohort.source, frame)
+
+    logits = []
+    for name, change in (("one", lambda cohort: cohort), ("two", shuffle)):
+        monkeypatch.setenv("FPBENCH_RESULTS", str(tmp_path / name))
+        bench = bench_of(small, tmp_path, "tiny", change=change)
+        read = predictions.read(protocols.run_finetuning(bench, "full", folds=[0]), bench.study.the_task)
+        spain = read[read["population"] == "spain"].sort_values(["split", "image_id"])
+        logits.append(spain[bench.study.the_task.columns()].to_numpy())
+    assert np.array_equal(*logits)
+
+
+def test_a_fold_that_fails_does_not_take_the_others_with_it(small, tmp_path, monkeypatch):
+    bench, original = bench_of(small, tmp_path, "vit"), finetuning.finetune
+
+    def fail(*arguments):
+        if "fold 1" in arguments[-1]:
+            raise finetuning.Diverged("the loss is nan")
+        return original(*arguments)
+
+    monkeypatch.setattr(finetuning, "finetune", fail)
+    with pytest.raises(InputError, match="vit, lora: 1 of 3 folds failed:\nfold 1: the loss is nan"):
+        protocols.run_finetuning(bench, "lora")
+    there = [bench.study.predictions("vit", "lora", fold).is_file() for fold in range(3)]
+    assert there == [True, False, True]
+
+
+PROCESS = """
+import sys
+from fpbench import cohorts, load_study, make_splits, protocols
+from dataclasses import replace
+for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
+    counts = {"total": {"images": images, "patients": patients}}
+    cohorts.SOURCES[name] = replace(cohorts.SOURCES[name], counts=counts)
+study = load_study(sys.argv[1]).begin()
+home, external = study.load_cohorts()
+splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+for encoder, mode in study.tunings():
+    bench = protocols.open_bench(study, encoder, home, external, splits, embed=False)
+    protocols.run_finetuning(bench, mode, folds=[0])
+"""
+
+
+def test_killed_processes_leave_what_the_next_one_finishes_with_the_same_bytes(small, tmp_path):
+    """kill -9 when a checkpoint appears, then SIGTERM in the middle of an epoch; the predictions are those of a whole run."""
+    (tmp_path / "tuned.yaml").write_text(TUNED.format(split="official", **small).replace("epochs: 2", "epochs: 6"))
+
+    def start(results):
+        env = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / results), "FPBENCH_CACHE": str(tmp_path / "cache")}
+        return subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path / "tuned.yaml")], env=env)
+
+    def rows(results):
+        files = sorted((tmp_path / results).rglob("predictions/**/*.parquet"))
+        assert len(files) == 2
+        return [path.read_bytes() for path in files]
+
+    assert start("whole").wait() == 0
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        process, seen = start("broken"), time.time()
+        while process.poll() is None:
+            new = [path for path in (tmp_path / "broken").rglob("last.pt") if path.stat().st_mtime > seen]
+            if new:
+                process.send_signal(number)
+                break
+            time.sleep(0.001)
+        assert process.wait() in (-number, 0)
+    assert start("broken").wait() == 0
+    assert rows("broken") == rows("whole")
