@@ -124,18 +124,19 @@ def test_the_sample_study_gives_table_1_on_real_images(sample_run):
     assert float(real["Africa, 4 classes, shared"][:5]) == pytest.approx(0.544, abs=0.02)
     assert float(real["Africa, 4 classes, open"][:5]) == pytest.approx(0.455, abs=0.02)
     assert set(table["Spain, paper"]) == {"not public"}
-    tuned = table.loc["mobilenetv2", "full fine-tuning"]
+    tuned = table.loc["mobilenetv2-112", "full fine-tuning"]
     assert float(tuned["Spain, 6 classes, open"][:5]) > 0.3  # chance is about 0.1
-    gain = pd.read_csv(folder / "tables" / "gain.csv").set_index("encoder").loc["mobilenetv2"]
+    gain = pd.read_csv(folder / "tables" / "gain.csv").set_index("encoder").loc["mobilenetv2-112"]
     for view in ("Spain, 6 classes, open", "Africa, 4 classes, shared"):
-        assert gain[view] == pytest.approx(float(tuned[view][:5]) - float(real[view][:5]), abs=2e-3)
+        probed = table.loc["mobilenetv2-112", "linear probing"]
+        assert gain[view] == pytest.approx(float(tuned[view][:5]) - float(probed[view][:5]), abs=2e-3)
     duplicates = pd.read_csv(folder / "tables" / "duplicates.csv")
     assert set(duplicates["images left out"]) == {47}
     assert "not evidence" in (folder / "tables" / "table1.md").read_text()
     executed = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
     assert executed == [
-        "01_cohorts", "02_splits", "03_encoders", "04_linear_probing.mobilenetv2", "04_linear_probing.mobilenetv2-random",
-        "05_fine_tuning.mobilenetv2.full", "06_benchmark",
+        "01_cohorts", "02_splits", "03_encoders", "04_linear_probing.mobilenetv2", "04_linear_probing.mobilenetv2-112",
+        "04_linear_probing.mobilenetv2-random", "05_fine_tuning.mobilenetv2-112.full", "06_benchmark",
     ]  # fmt: skip
     for path in (folder / "notebooks").glob("*.ipynb"):
         outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
@@ -168,7 +169,7 @@ def test_a_dry_run_after_a_change_lists_what_depends_on_it(sample_run, tmp_path)
     done = fpbench("run", str(study), "--dry-run", **environment)
     listed = done.stdout + done.stderr
     assert re.search(r"linear_probing\s+1\b", listed), listed
-    assert re.search(r"mobilenetv2 +full +5 +", listed), "the runs of fine-tuning, with what they would cost"
+    assert re.search(r"mobilenetv2-112 +full +5 +", listed), "the runs of fine-tuning, with what they would cost"
     assert re.search(r"together [\d.e-]+ PFLOP, \d+\.\d\d hours", listed)
     assert re.search(r"benchmark\s+1\b", listed)
     assert not re.search(r"\bsplits\s+1\b", listed)
