@@ -43,23 +43,18 @@ class Geometry:
 
     kind: str  # one of KINDS
     size: int  # side of the result, pixels
-    interpolation: str = (
-        "bicubic"  # nearest | bilinear | bicubic | lanczos (Pillow, antialiased) | opencv-bilinear | torch-*
-    )
+    interpolation: str = "bicubic"  # one of INTERPOLATIONS; Pillow's and torch's are antialiased
     crop: float = 1.0  # resize_crop only: share of the short side that is kept
 
     def __post_init__(self) -> None:
         """Refuse what cannot be applied."""
-        if self.kind not in KINDS:
-            raise InputError(f"unknown geometry {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise InputError(
-                f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
-            )
+        words = {"geometry": (self.kind, KINDS), "interpolation": (self.interpolation, INTERPOLATIONS)}
+        for word, (value, known) in words.items():
+            if value not in known:
+                raise InputError(f"unknown {word} {value!r}: expected one of {', '.join(known)}")
         if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
-            raise InputError(
-                f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {self.size} and {self.crop}"
-            )
+            found = f"{self.size} and {self.crop}"
+            raise InputError(f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {found}")
 
     def describe(self) -> str:
         """Return a line for tables."""
@@ -91,9 +86,7 @@ class Geometry:
 
     def _fit_pad(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
-        scale = self.size / max(
-            height, width
-        )  # a float, and cut off: as mmdetection does, whose 784 * (1024 / 784) is 1023
+        scale = self.size / max(height, width)  # a float, and cut off: mmdetection's 784 * (1024 / 784) is 1023
         resized = self._resize(picture, max(1, int(width * scale)), max(1, int(height * scale)))
         square = np.zeros((self.size, self.size, *picture.shape[2:]), np.uint8)
         square[: resized.shape[0], : resized.shape[1]] = resized
@@ -154,22 +147,17 @@ def to_array(image: Image.Image) -> np.ndarray:
     """Return an open picture as uint8: (H, W) if grey, (H, W, 3) RGB if truly coloured."""
     _refuse(image)
     array = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    return array[..., 0] if array.ndim == 3 and _equal_channels(array) else array
+    return array[..., 0] if array.ndim == 3 and (array == array[..., :1]).all() else array
 
 
 def _refuse(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"expected at most {MAX_PIXELS:,} pixels, found {image.width} x {image.height}: refused unread"
-        )
+        size = f"{image.width} x {image.height}"
+        raise ImageError(f"expected at most {MAX_PIXELS:,} pixels, found {size}: refused unread")
     if getattr(image, "n_frames", 1) != 1:
         raise ImageError(f"expected one picture, found an animation of {image.n_frames} frames")
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         raise ImageError(f"expected 8 bits per channel (grey or RGB), found mode {image.mode}")
-
-
-def _equal_channels(array: np.ndarray) -> bool:
-    return np.array_equal(array[..., 0], array[..., 1]) and np.array_equal(array[..., 0], array[..., 2])
 
 
 def workers() -> int:
@@ -238,7 +226,8 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
     bad = looked.index[looked["error"] != ""]
     if len(bad):
         raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
-    key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": looked["pixels"].tolist()}
+    pixels = artifacts.digest(looked["pixels"].tolist())
+    key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": pixels}
     shape = (len(files), geometry.size, geometry.size) + ((3,) if looked["coloured"].any() else ())
 
     def build(path: Path) -> None:
@@ -251,4 +240,4 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
         _parallel(fill, range(len(files)), f"decoding to {geometry.kind} {geometry.size}")
         array.flush()
 
-    return artifacts.cached_array(paths.cache() / "images", {**key, "pixels": artifacts.digest(key["pixels"])}, build)
+    return artifacts.cached_array(paths.cache() / "images", key, build)

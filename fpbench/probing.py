@@ -26,6 +26,7 @@ Shapes: N images, n training rows, D features, K classes, P strengths.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -67,9 +68,8 @@ class Heads:
     def _standardise(self, X: np.ndarray) -> np.ndarray:
         X = _features(X)
         if X.shape[1] != len(self.mean):
-            raise InputError(
-                f"expected {len(self.mean)} features as in training, found {X.shape[1]}: use the same encoder"
-            )
+            found = f"found {X.shape[1]}: use the same encoder"
+            raise InputError(f"expected {len(self.mean)} features as in training, {found}")
         return (X - self.mean) / self.scale
 
 
@@ -450,11 +450,7 @@ def _chunks(xp: ModuleType, p: int) -> list[slice]:
 
 def _namespace(device: Any) -> ModuleType:
     """Return the array library of a device."""
-    if isinstance(device, str) and device == "cpu":
-        return np
-    import torch
-
-    return torch
+    return np if isinstance(device, str) and device == "cpu" else import_module("torch")
 
 
 def _host(a: Array) -> np.ndarray:
@@ -575,14 +571,12 @@ def _features(X: np.ndarray) -> np.ndarray:
     """Return X if it is a finite (n, D) array of floats."""
     X = np.asarray(X)
     if X.ndim != 2 or not X.size or X.dtype.kind != "f":
-        raise InputError(
-            f"expected features (n, D) of floats, found {X.dtype} {X.shape}: pass the embeddings as an array"
-        )
+        found = f"{X.dtype} {X.shape}"
+        raise InputError(f"expected features (n, D) of floats, found {found}: pass the embeddings as an array")
     bad = np.flatnonzero(~np.isfinite(X).all(1))
     if len(bad):
-        raise InputError(
-            f"expected finite features, found NaN or Inf in {len(bad)} rows, first row {bad[0]}: embed them again"
-        )
+        found = f"NaN or Inf in {len(bad)} rows, first row {bad[0]}"
+        raise InputError(f"expected finite features, found {found}: embed them again")
     return X
 
 
@@ -592,9 +586,8 @@ def _labels(y: np.ndarray, n: int, n_classes: int) -> np.ndarray:
     if y.shape != (n,) or y.dtype.kind not in "iu":
         raise InputError(f"expected {n} integer labels, one per row of X, found {y.dtype} {y.shape}")
     if n_classes < 2 or (n and not 0 <= y.min() <= y.max() < n_classes):
-        raise InputError(
-            f"expected 2 classes or more and labels in 0..{n_classes - 1}, found {y.min()}..{y.max()}: map them first"
-        )
+        found = f"{y.min()}..{y.max()}"
+        raise InputError(f"expected 2 classes or more and labels in 0..{n_classes - 1}, found {found}: map them first")
     return y
 
 
@@ -620,11 +613,9 @@ def _train_rows(train_sets: Sequence[np.ndarray], y: np.ndarray, n_classes: int)
     """Return the train sets if each holds every class."""
     sets = [_rows(rows, len(y), fold, "train") for fold, rows in enumerate(train_sets)]
     for fold, rows in enumerate(sets):
-        absent = np.flatnonzero(np.bincount(y[rows], minlength=n_classes) == 0)
-        if len(absent):
-            raise InputError(
-                f"fold {fold}: no training row of class {absent.tolist()}: use fewer folds or leave that class out"
-            )
+        absent = np.setdiff1d(np.arange(n_classes), y[rows]).tolist()
+        if absent:
+            raise InputError(f"fold {fold}: no training row of class {absent}: use fewer folds or leave that class out")
     if not sets:
         raise InputError("expected one train set or more, found none")
     return sets

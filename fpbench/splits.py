@@ -107,11 +107,10 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
 def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
     labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
     per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}
-    if min(per_class.values()) < folds:
-        few = ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds)
+    few = ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds)
+    if few:
         raise InputError(f"{folds} folds need at least {folds} patient groups of every class; found {few}")
-    part = np.empty(len(frame), dtype=object)
-    cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    part, cutter = np.empty(len(frame), object), StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, held_out) in enumerate(cutter.split(labels, labels, groups)):
         part[held_out] = f"fold{number}"
     return part

@@ -34,17 +34,12 @@ class Audit:
     pairs: pd.DataFrame  # exact duplicates: one row per pair
     near: pd.DataFrame  # near duplicates: one row per pair, with bits and correlation
 
-    @property
-    def distinct(self) -> int:
-        """Return the number of distinct pictures."""
-        return int(self.cohort.frame["pixels"].nunique())
-
     def summary(self) -> dict[str, int]:
         """Return the counts that a methods section quotes."""
         frame, pairs = self.cohort.frame, self.pairs
         return {
             "files": len(frame),
-            "distinct": self.distinct,
+            "distinct": int(frame["pixels"].nunique()),
             "pairs": len(pairs),
             "pairs across patients": int((~pairs["same_patient"]).sum()),
             "pairs across the split": int((~pairs["same_split"]).sum()),
@@ -88,9 +83,8 @@ def audit(name: str, root: str | Path | None = None, missing: str = "drop") -> A
     frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
     bad = frame["error"] != ""
     if bad.all():
-        raise InputError(
-            f"none of the {len(frame)} pictures of {name} can be read, the first: {frame['error'].iloc[0]}"
-        )
+        why = frame["error"].iat[0]
+        raise InputError(f"none of the {len(frame)} pictures of {name} can be read, the first: {why}")
     good = frame[~bad].reset_index(drop=True)
     good.insert(3, "group", group_patients(good["patient"], good["pixels"]))
     return Audit(
@@ -104,11 +98,9 @@ def audit(name: str, root: str | Path | None = None, missing: str = "drop") -> A
 
 def exact_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     """Return pixel-identical neighbours: a picture and the next one like it, in the order of ``frame``."""
-    order = np.argsort(frame["pixels"].to_numpy(str), kind="stable")
-    same = frame["pixels"].to_numpy()[order[1:]] == frame["pixels"].to_numpy()[order[:-1]]
-    left, right = order[:-1][same], order[1:][same]
-    first = np.argsort(left)
-    return _pair_table(frame, left[first], right[first])
+    positions = pd.Series(range(len(frame))).groupby(frame["pixels"].to_numpy())
+    following = positions.shift(-1).dropna().astype(int)
+    return _pair_table(frame, following.index, following)
 
 
 def near_pairs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,11 +119,10 @@ def near_pairs(frame: pd.DataFrame) -> pd.DataFrame:
         left, right = np.nonzero(bits <= NEAR_BITS)
         found.append(np.column_stack([left + start, right])[left + start < right])
     left, right = np.concatenate(found).T
-    correlation = np.einsum("nd,nd->n", flat[left], flat[right])
-    keep = correlation >= NEAR_CORRELATION
-    left, right, correlation = left[keep], right[keep], correlation[keep]
-    table = _pair_table(frame, first[left], first[right]).assign(correlation=correlation)
-    return table.sort_values("correlation", ascending=False, ignore_index=True)
+    table = _pair_table(frame, first[left], first[right])
+    table["correlation"] = np.einsum("nd,nd->n", flat[left], flat[right])
+    alike = table[table["correlation"] >= NEAR_CORRELATION]
+    return alike.sort_values("correlation", ascending=False, ignore_index=True)
 
 
 def perceptual_signs(thumbs: np.ndarray) -> np.ndarray:
@@ -160,13 +151,11 @@ def crosstab(cohort: Cohort, rows: str, columns: str) -> pd.DataFrame:
 
 def classes_table(cohorts: list[Cohort], task: Task) -> pd.DataFrame:
     """Count images, patients and groups of each class of each cohort; a patient with two classes counts in both."""
-    tables = []
-    for cohort in cohorts:
-        grouped = cohort.frame.groupby(task.label)
-        table = grouped.agg(images=("patient", "size"), patients=("patient", "nunique"), groups=("group", "nunique"))
-        table = table.reindex([name for name in task.classes if name in grouped.groups])
-        tables.append(table.rename_axis("class").reset_index().assign(cohort=cohort.name))
-    return pd.concat(tables, ignore_index=True)[["cohort", "class", "images", "patients", "groups"]]
+    frame = pd.concat([one.frame.assign(cohort=one.name) for one in cohorts])
+    grouped = frame.groupby(["cohort", task.label])
+    table = grouped.agg(images=("patient", "size"), patients=("patient", "nunique"), groups=("group", "nunique"))
+    order = [(one.name, name) for one in cohorts for name in task.classes if (one.name, name) in table.index]
+    return table.loc[order].rename_axis(["cohort", "class"]).reset_index()
 
 
 def summary_table(audits: list[Audit]) -> pd.DataFrame:

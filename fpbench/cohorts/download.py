@@ -27,6 +27,7 @@ from fpbench.errors import InputError
 
 MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more
 MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files
+Reader = zipfile.ZipFile | tarfile.TarFile
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError)  # of the readers
 
 
@@ -170,12 +171,9 @@ def _unpack(path: Path, folder: Path, budget: int, max_members: int, top: str) -
         raise InputError(f"{path} was not unpacked: {error}. Delete it and fetch it again") from error
 
 
-def _plan(
-    archive: zipfile.ZipFile | tarfile.TarFile, budget: int, max_members: int, top: str
-) -> dict[str, tuple[int, Callable]]:
+def _plan(archive: Reader, budget: int, max_members: int, top: str) -> dict[str, tuple[int, Callable]]:
     """Return {relative name: (bytes, opener)} of the files to write, or refuse the archive."""
-    seen: dict[str, tuple[str, bool]] = {}
-    plan: dict[str, tuple[int, Callable]] = {}
+    plan, seen = {}, {}  # seen: name as a careless file system compares it -> (name, is a file)
     for count, (name, size, is_file, opener) in enumerate(_entries(archive), start=1):
         budget -= size
         if size < 0 or budget < 0 or count > max_members:
@@ -193,7 +191,7 @@ def _plan(
     return plan
 
 
-def _entries(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int, bool, Callable]]:
+def _entries(archive: Reader) -> Iterator[tuple[str, int, bool, Callable]]:
     """Yield name, bytes, is a file, opener of each entry; refuse what is neither a regular file nor a folder."""
     is_zip = isinstance(archive, zipfile.ZipFile)
     for info in archive.infolist() if is_zip else archive:

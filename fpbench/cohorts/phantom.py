@@ -743,9 +743,7 @@ def _holds(root: Path, manifest: dict) -> bool:
     """Say whether a folder holds the whole cohort of a manifest; InputError if it holds anything but a phantom."""
     there, images = root / "phantom.json", manifest["counts"]["total"]["images"]
     if root.exists() and any(root.iterdir()) and not there.is_file():
-        raise InputError(
-            f"{root} holds something that is not a phantom cohort: it is left alone; choose another folder"
-        )
+        raise InputError(f"{root} holds something that is not a phantom: it is left alone; choose another folder")
     return there.is_file() and there.read_bytes() == _json(manifest) and len(list(root.glob("*/*.png"))) == images
 
 
@@ -776,16 +774,7 @@ def _write(folder: Path, manifest: dict, entries: list[Entry]) -> None:
 
 def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source:
     """Return the phantom of a real cohort: the same reader and population, its own name, counts and label."""
-    return replace(
-        real,
-        name=f"phantom-{real.name}",
-        title=f"Phantom of {real.title.split(' (')[0]}",
-        counts=counts,
-        licence="Apache-2.0",
-        citation="Drawn by fpbench; no person was scanned.",
-        archive=None,
-        csv_sha256="",
-        label="phantom",
-        prepare=lambda root: ensure(root, kind),
-        prepared=lambda root: is_drawn(root, kind),
-    )
+    drawn = replace(real, name=f"phantom-{real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom")
+    drawn = replace(drawn, licence="Apache-2.0", citation="Drawn by fpbench; no person was scanned.", archive=None)
+    steps = {"prepare": partial(ensure, kind=kind), "prepared": partial(is_drawn, kind=kind)}
+    return replace(drawn, counts=counts, csv_sha256="", **steps)
