@@ -22,7 +22,7 @@ def is_transformer(body: nn.Module) -> bool:
 
 
 def layers(body: nn.Module) -> dict[str, int]:
-    """Return the layer of every parameter: 0 before the first block, then one per block, the last also behind it."""
+    """Return the layer of every parameter: 0 before the first block, then one per block, then one for what stands behind."""
     found, blocks = {}, {}
     for name, _ in body.named_parameters():
         if match := BLOCK.match(name):

@@ -102,16 +102,17 @@ def cost(encoder: Encoder, batch_size: int, bf16: bool = False, seconds: float =
     size = encoder.geometry.size
     batch = np.random.default_rng(0).integers(0, 256, (batch_size, size, size), np.uint8)
     encoder.embed(batch[:1], bf16)  # kernels are chosen and memory is laid out at the first call
-    _reset_peak(encoder)
-    before, rates, stop = _peak(encoder), [], time.perf_counter() + seconds
+    reset_peak(encoder)
+    before, rates, stop = peak(encoder), [], time.perf_counter() + seconds
     while len(rates) < 3 or time.perf_counter() < stop:
         start = time.perf_counter()
         encoder.embed(batch, bf16)
         rates.append(batch_size / (time.perf_counter() - start))
-    return {"images/s": float(np.median(rates)), "peak memory (MiB)": (_peak(encoder) - before) / 2**20}
+    return {"images/s": float(np.median(rates)), "peak memory (MiB)": (peak(encoder) - before) / 2**20}
 
 
-def _reset_peak(encoder: Encoder) -> None:
+def reset_peak(encoder: Encoder) -> None:
+    """Begin a new measurement of ``peak``."""
     if encoder.device.type == "cuda":
         import torch
 
@@ -120,7 +121,7 @@ def _reset_peak(encoder: Encoder) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(encoder: Encoder) -> float:
+def peak(encoder: Encoder) -> float:
     """Return bytes: the most that torch held on the GPU, or the largest size of this process, since the reset."""
     if encoder.device.type == "cuda":
         import torch

@@ -323,6 +323,38 @@ def test_the_schedule_rises_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
+def test_the_estimate_counts_steps_and_work_and_changes_nothing():
+    recipe = replace(SHORT, epochs=3, batch=16)
+    model = Classifier(load_encoder("usfm-mini", "random"), 3, recipe, "full", spec())
+    before = state(model)
+    one, two = (finetuning.estimate(model, recipe, 40, runs) for runs in (1, 2))
+    assert (one["steps"], two["steps"]) == (9, 18)
+    assert two["PFLOP"] == pytest.approx(2 * one["PFLOP"])
+    assert 0 < one["hours"] < 1
+    weights = sum(p.numel() for name, p in model.body.named_parameters() if ".weight" in name and p.ndim == 2)
+    assert one["PFLOP"] * 1e15 > 3 * 40 * 6 * 16 * weights  # three times the products of 16 tokens with every matrix
+    assert all(torch.equal(value, before[key]) for key, value in state(model).items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_movement_is_measured_per_layer(mode, tmp_path):
+    model, _, _ = run("usfm", tmp_path, mode)
+    found = adaptation.movement(load_encoder("usfm-mini", "random").module, model.body)
+    assert list(found) == [0, 1, 2, 3]  # before the blocks, two of them, the norm behind
+    assert (found[0] == 0) == (mode == "lora")
+    assert min(found[1], found[2]) > 0
+    one, other = (load_encoder("usfm-mini", "random").module for _ in range(2))
+    block = other.trunk.blocks[1]
+    with torch.no_grad():
+        block.mlp.fc1.weight.mul_(2)
+    moved = adaptation.movement(one, other)
+    assert moved[0] == moved[1] == moved[3] == 0
+    before = one.trunk.blocks[1]
+    whole = sum(float(tensor.detach().square().sum()) for tensor in before.parameters())
+    assert moved[2] == pytest.approx((float(before.mlp.fc1.weight.detach().square().sum()) / whole) ** 0.5, rel=1e-5)
+
+
 def test_class_weights_are_inverse_frequencies():
     assert finetuning.class_weights(np.array([0, 0, 0, 1]), 3).tolist() == pytest.approx([0.5, 1.5, 0.0])
 
