@@ -151,7 +151,7 @@ def small_study(small, tmp_path):
     return path
 
 
-PIPELINE = """
+OPENING = """
 import sys
 from dataclasses import replace
 from fpbench import cohorts, load_study, make_splits, protocols
@@ -161,11 +161,16 @@ for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
 study = load_study(sys.argv[1]).begin()
 home, external = study.load_cohorts()
 splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+"""
+PIPELINE = (
+    OPENING
+    + """
 bench = protocols.open_bench(study, "tiny", home, external, splits)
 for probe in study.probes:
     protocols.run_probe(bench, probe)
 print("done")
 """
+)
 
 
 def start_pipeline(study: Path, results: Path) -> subprocess.Popen:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import OPENING
 from safetensors.torch import load_file
 
 from fpbench import adaptation, augmentation, finetuning, load_study, make_splits, predictions, protocols
@@ -480,20 +481,14 @@ def test_a_fold_that_fails_does_not_take_the_others_with_it(small, tmp_path, mon
     assert there == [True, False, True]
 
 
-PROCESS = """
-import sys
-from fpbench import cohorts, load_study, make_splits, protocols
-from dataclasses import replace
-for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
-    counts = {"total": {"images": images, "patients": patients}}
-    cohorts.SOURCES[name] = replace(cohorts.SOURCES[name], counts=counts)
-study = load_study(sys.argv[1]).begin()
-home, external = study.load_cohorts()
-splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+PROCESS = (
+    OPENING
+    + """
 for encoder, mode in study.tunings():
     bench = protocols.open_bench(study, encoder, home, external, splits, embed=False)
     protocols.run_finetuning(bench, mode, folds=[0])
 """
+)
 
 
 def test_killed_processes_leave_what_the_next_one_finishes_with_the_same_bytes(small, tmp_path):
