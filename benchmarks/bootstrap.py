@@ -1,4 +1,4 @@
-"""Group bootstrap of macro F1: benchmarks/group_bootstrap.py against a loop over scikit-learn, on the same resamples.
+"""Group bootstrap of macro F1: fpbench.statistics against a loop over scikit-learn, on the same resamples.
 
     python benchmarks/bootstrap.py [--images 5271] [--groups 896] [--resamples 10000] [--loop 50] [--out PATH]
 
@@ -14,11 +14,12 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import group_bootstrap as statistics
 import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 from threadpoolctl import threadpool_limits
+
+from fpbench import statistics
 
 CLASSES = dict(enumerate(("abdomen", "brain", "femur", "thorax", "cervix", "other")))
 

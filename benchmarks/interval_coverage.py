@@ -24,11 +24,12 @@ import time
 from itertools import combinations
 from pathlib import Path
 
-import group_bootstrap as statistics
 import numpy as np
 import pandas as pd
 from scipy import stats
 from threadpoolctl import threadpool_limits
+
+from fpbench import statistics
 
 FOLDS, ENCODERS, METRIC = 5, 7, statistics.NAMES[0]
 SIZES = {896: 6, 112: 4, 25: 4}  # groups -> classes

@@ -18,10 +18,21 @@ ROOT = paths.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
     "errors", "paths", "tasks", "transfer", "artifacts", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "recipe",
-    "study", "predictions", "metrics", "augmentation", "adaptation", "finetuning", "protocols", "tables", "figures", "reference",
+    "study", "predictions", "metrics", "augmentation", "adaptation", "finetuning", "protocols", "tables", "statistics", "calibration", "shift", "claims", "shortcuts", "figures", "report", "reference",
     "notebooks", "doctor", "cli",
 )  # fmt: skip
-ANALYSIS = ("reference", "metrics", "tables", "predictions", "splits", "tasks", "artifacts", "study", "probing")
+ANALYSIS = (
+    "reference",
+    "metrics",
+    "tables",
+    "statistics",
+    "predictions",
+    "splits",
+    "tasks",
+    "artifacts",
+    "study",
+    "probing",
+)
 
 
 def tracked():

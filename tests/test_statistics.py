@@ -1,4 +1,3 @@
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -6,12 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fpbench import metrics, paths, tables
+from fpbench import metrics, statistics, tables
 from fpbench.errors import InputError
 from fpbench.tasks import TASKS
-
-sys.path.append(str(paths.REPOSITORY / "benchmarks"))
-import group_bootstrap as statistics
 
 TASK = TASKS["planes"]
 NAMES = dict(enumerate(TASK.classes))

@@ -1,7 +1,5 @@
 """Uncertainty of scores: group bootstrap, paired differences, ranking. Pure functions on arrays; frames at both ends.
 
-A prototype that interval_coverage.py and bootstrap.py measure; no notebook uses it yet.
-
 Estimand: the score of an encoder is the mean over its fold models of the score on the test cohort. A resample draws
 patient groups with replacement, once for all fold models and all encoders: weights (G,) say how often each group stands
 in it. Where all folds test the same groups, these are drawn together; where each fold tests its own (``crossval``,
