@@ -157,6 +157,11 @@ def _open(path: Path) -> np.ndarray | None:
 
 
 @cache
+def commit_id() -> str:
+    """Return the commit of the program, with "+changes" if files differ from it; empty outside a git checkout."""
+    return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
+
+
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -170,7 +175,7 @@ def discard(folder: Path) -> None:
 def provenance() -> dict:
     """Return who made an artefact: commit, versions, machine, time. It never enters a key."""
     return {
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": commit_id(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

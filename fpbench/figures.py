@@ -1,6 +1,6 @@
 """Figures: a tidy frame (or pictures) in, axes out. One style file, one fixed colour per encoder, colour-blind safe.
 
-Importing this module applies the style. ``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself, and shows it.
+Importing this module applies the style. ``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself and its stamp in the file, and shows it.
 """
 
 from pathlib import Path
@@ -50,7 +50,11 @@ def save(figure: Figure, study: Study, name: str) -> None:
     """Write ``figures/<name>.png`` and ``.pdf`` of the study, the study's label in the picture, and show it."""
     if study.label:
         figure.text(0.0, -0.01, study.label, ha="left", va="top", fontsize=7, color="0.4")
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    stamp = study.stamp()
+    for suffix, metadata in (
+        ("png", {"Software": None, "Description": stamp}),
+        ("pdf", {"CreationDate": None, "Subject": stamp}),
+    ):
         with artifacts.atomic(study.folder / "figures" / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=metadata)
     plt.show()
@@ -181,7 +185,7 @@ def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def scores(summary: pd.DataFrame) -> Figure:
-    """Draw mean and SD over the fold models, one panel per view; columns view, protocol, encoder, mean, sd."""
+    """Draw the mean over the fold models with its interval, one panel per view; ``tables.overview`` with intervals."""
     palette, views = colours(summary["encoder"]), list(dict.fromkeys(summary["view"]))
     protocols = [name for name in PROTOCOLS if name in set(summary["protocol"])]
     figure, axes = plt.subplots(1, len(views), figsize=(2.3 * len(views), 3.4), sharey=True, squeeze=False)
@@ -189,7 +193,8 @@ def scores(summary: pd.DataFrame) -> Figure:
         for place, encoder in enumerate(palette):
             part = summary[(summary["view"] == view) & (summary["encoder"] == encoder)]
             x = part["protocol"].map(protocols.index) + (place - (len(palette) - 1) / 2) * 0.8 / len(palette)
-            ax.errorbar(x, part["mean"], part["sd"], fmt="o", ms=3.5, lw=1, color=palette[encoder], label=encoder)
+            ax.plot(x, part["mean"], "o", ms=3.5, color=palette[encoder], label=encoder)
+            ax.vlines(x, part["low"], part["high"], lw=1, color=palette[encoder])
         ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02), xlim=(-0.6, len(protocols) - 0.4))
         ax.set_xticks(range(len(protocols)), [PROTOCOLS[name] for name in protocols], rotation=50, ha="right")
     axes[0, 0].set_ylabel("macro F1")

@@ -59,11 +59,12 @@ def scores(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = 
     _check(y, logits, space)
     z = restrict(logits, space, rule)
     probability, predicted = softmax(z), z.argmax(axis=1)
+    _, recall, f1, images = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
     return {
-        "macro F1": sk.f1_score(y, predicted, labels=space, average="macro", zero_division=0),
-        "weighted F1": sk.f1_score(y, predicted, labels=space, average="weighted", zero_division=0),
-        "accuracy": sk.accuracy_score(y, predicted),
-        "balanced accuracy": sk.recall_score(y, predicted, labels=space, average="macro", zero_division=0),
+        "macro F1": f1.mean(),
+        "weighted F1": np.average(f1, weights=images),
+        "accuracy": (predicted == y).mean(),
+        "balanced accuracy": recall.mean(),
         "AUROC": float(np.mean([auroc(y == k, probability[:, k]) for k in space])),
         "ECE": ece(probability.max(axis=1), predicted == y),
         "Brier": float(((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()),

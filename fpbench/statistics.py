@@ -17,7 +17,7 @@ Contents: ``samples`` (predictions to arrays); ``bootstrap``, then ``intervals``
 those of ``fpbench.metrics``, i.e. scikit-learn's, to rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -249,6 +249,11 @@ def bootstrap(
     return Bootstrap(sample, folds, draws, collect(names, left_out))
 
 
+def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = NAMES[:1], seed: int = 0) -> list[Bootstrap]:
+    """Return the bootstrap of every sample of ``samples``, each with a seed of its own."""
+    return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(samples(predicted, task))]
+
+
 def interval(
     draws: np.ndarray, value: float, jackknife: np.ndarray, stratum: np.ndarray, method: str, level: float = 0.95
 ) -> tuple[float, float, str]:
@@ -357,8 +362,10 @@ def _swapped_auroc(sample: Sample, part: Part, swap: np.ndarray, pairs: Sequence
     return np.stack(both, axis=-1).reshape(2, len(swap), len(pairs))
 
 
-def differences(boot: Bootstrap, method: str = METHODS[0], level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """Return the differences of all pairs of encoders of each protocol, on the resamples of ``boot``.
+def differences(
+    boot: Bootstrap, protocols: Sequence[str] = (), method: str = METHODS[0], level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Return the differences of all pairs of encoders of each protocol (default: of all), on the resamples of ``boot``.
 
     Returns
     -------
@@ -369,8 +376,8 @@ def differences(boot: Bootstrap, method: str = METHODS[0], level: float = 0.95, 
         where a protocol has one encoder.
     """
     sample, rows, most = boot.sample, [], max(map(len, boot.draws.values()))
-    for members in sample.families.values():
-        pairs = list(combinations(members, 2))
+    for name, members in sample.families.items():
+        pairs = list(combinations(members, 2)) if name in (protocols or sample.families) else []
         for names, total in _turns(boot.draws, most) if pairs else ():
             p = permutation(sample, pairs, names, total, seed)
             for name, (k, (a, b)) in product(names, enumerate(pairs)):
@@ -407,6 +414,11 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
             row = _about(boot, metric, sample.models[member]) | {"value": sign * value[i], "rank": rank[i]}
             rows.append(row | {"rank1": rank1[i]} | verdict)
     return pd.DataFrame(rows)
+
+
+def of_all(tell: Callable[..., pd.DataFrame], boots: Sequence[Bootstrap], **options) -> pd.DataFrame:
+    """Return the rows of ``intervals``, ``differences`` or ``ranking`` (``tell``) of several bootstraps."""
+    return pd.concat([tell(boot, **options) for boot in boots], ignore_index=True)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

@@ -5,14 +5,14 @@ The study also says where its files lie, and loads its cohorts and encoders.
 
 import difflib
 import runpy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_origin
 
 import yaml
 
-from fpbench import paths
+from fpbench import artifacts, paths
 from fpbench.errors import InputError, MissingError
 from fpbench.recipe import MODES, Augmentation, Recipe
 from fpbench.tasks import Task, get_task
@@ -112,6 +112,13 @@ class Study:
     def tunings(self) -> list[tuple[str, str]]:
         """Return what is fine-tuned: (encoder, mode), mode full or lora."""
         return [(name, mode) for mode in MODES for name in getattr(self, mode)]
+
+    def stamp(self) -> str:
+        """Return what an artefact was made of: digests of the study and of the predictions that are there, and the commit."""
+        sidecars = [path for file in self.all_predictions() if (path := artifacts.sidecar(file)).is_file()]
+        found = [artifacts.read_json(path)["sha256"] for path in sidecars]
+        made = f"{len(found)} predictions files {artifacts.digest(found)[:12]}" if found else "no predictions"
+        return f"study {self.name} {artifacts.digest(asdict(self))[:12]}, {made}, commit {artifacts.commit_id()[:12] or 'unknown'}"
 
     @cached_property
     def the_task(self) -> Task:

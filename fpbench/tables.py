@@ -13,7 +13,6 @@ import pandas as pd
 
 from fpbench import artifacts, metrics
 from fpbench.errors import InputError
-from fpbench.recipe import MODES
 from fpbench.study import Study
 from fpbench.tasks import Task
 
@@ -96,16 +95,46 @@ def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     return grouped.agg(**columns).reset_index()
 
 
-def overview(scores: pd.DataFrame, metric: str = metrics.HEADLINE, duplicates: str = "as published") -> pd.DataFrame:
-    """Return ``summarise`` of one metric, with the heading of each view in the column ``view``."""
+def overview(
+    scores: pd.DataFrame,
+    intervals: pd.DataFrame | None = None,
+    metric: str = metrics.HEADLINE,
+    duplicates: str = "as published",
+) -> pd.DataFrame:
+    """Return ``summarise`` of one metric, with the heading of each view in the column ``view``.
+
+    ``intervals`` of ``statistics.intervals``, one method, add the columns ``low`` and ``high``; NaN where the data carry none.
+    """
     summary = summarise(scores[(scores["metric"] == metric) & (scores["duplicates"] == duplicates)])
+    if intervals is not None:
+        keys = [*MODEL, *VIEW, "metric"]
+        summary = summary.merge(intervals[[*keys, "low", "high"]], on=keys, how="left")
     views = summary[["population", "classes", "rule"]].itertuples(index=False)
     return summary.assign(view=[view_title(*view) for view in views])
 
 
 def published() -> pd.DataFrame:
-    """Return the numbers of the paper that are public, one row each."""
-    return pd.read_csv(Path(__file__).with_name("published.csv"))
+    """Return numbers from the literature; those that fill a cell of Table 1 name encoder, protocol and population."""
+    return pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=False)
+
+
+def verdicts(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the paper's public cells beside the range of all our variants of them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns encoder, protocol (title), population, paper, low, high, verdict. The variants are macro and weighted F1, every
+        label space and rule, with and without copies. *Inside the range* is no agreement: the paper's protocol is not public.
+    """
+    public = published().query("encoder != ''").rename(columns={"value": "paper"})
+    ours = summarise(scores[scores["metric"].isin([metrics.HEADLINE, "weighted F1"])]).replace({"protocol": PROTOCOLS})
+    span = ours.groupby([*MODEL, "population"])["mean"].agg(low="min", high="max").reset_index()
+    table = public[[*MODEL, "population", "paper"]].merge(span, how="left")
+    inside = table["paper"].between(table["low"], table["high"])
+    return table.assign(
+        verdict=np.select([table["low"].isna(), inside], ["not run here", "inside the range"], "outside the range")
+    )
 
 
 def view_title(population: str, classes: int, rule: str) -> str:
@@ -113,39 +142,62 @@ def view_title(population: str, classes: int, rule: str) -> str:
     return f"{population.capitalize()}, {classes} classes, {rule}"
 
 
-def table1(scores: pd.DataFrame, metric: str = metrics.HEADLINE, duplicates: str = "as published") -> pd.DataFrame:
-    """Return encoders x protocols against views, as ``mean ± SD over folds``, with the paper's public numbers beside them."""
-    summary, order = overview(scores, metric, duplicates), list(PROTOCOLS)
-    summary["text"] = summary["mean"].map("{:.3f}".format) + " ± " + summary["sd"].map("{:.3f}".format)
+def table1(
+    scores: pd.DataFrame,
+    intervals: pd.DataFrame | None = None,
+    metric: str = metrics.HEADLINE,
+    duplicates: str = "as published",
+) -> pd.DataFrame:
+    """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
+
+    A cell is ``mean [95 % interval by patient group] ± SD over folds``; ``intervals`` are those of ``statistics.intervals``, one
+    method. Without them, the interval is left out; where the data carry none, it is ``[none]``.
+    """
+    summary, order = overview(scores, intervals, metric, duplicates), list(PROTOCOLS)
+    summary["text"] = summary["mean"].map("{:.3f}".format)
+    if intervals is not None:
+        ends = zip(summary["low"], summary["high"], strict=True)
+        summary["text"] += [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
+    summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
     table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
     table = table.rename(index=PROTOCOLS, level="protocol").rename_axis(columns=None)
-    public = published().pivot(index=list(MODEL), columns="population", values="value")
+    public = verdicts(scores).set_index([*MODEL, "population"])
     for population in dict.fromkeys(summary["population"]):
-        table[f"{population.capitalize()}, paper"] = [
-            f"{public.loc[key, population]:.4f}" if key in public.index and population in public else "not public"
-            for key in table.index
-        ]
+        cells = [public.loc[(*key, population)] if (*key, population) in public.index else None for key in table.index]
+        texts = ["not public" if cell is None else f"{cell['paper']:.4f}, {cell['verdict']}" for cell in cells]
+        table[f"{population.capitalize()}, paper"] = texts
     return table.reset_index()
 
 
 def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataFrame:
-    """Write a table as CSV, Markdown, LaTeX (booktabs) and HTML, each with caption and label, and return it to be shown."""
-    folder = study.folder / "tables"
+    """Write a table as CSV, Markdown, LaTeX (booktabs) and HTML, with caption, label and stamp, and return it to be shown.
+
+    The CSV holds the values alone; ``<name>.json`` beside it holds its caption and stamp.
+    """
+    folder, stamp = study.folder / "tables", study.stamp()
     note = caption + (f" ({study.label})" if study.label else "")
     html = table.to_html(index=False, border=0).replace("<table", f"<table aria-label={name!r}", 1)
     texts = {
         "csv": table.to_csv(index=False),
-        "md": f"{note}\n\n{table.to_markdown(index=False)}\n",
+        "md": f"{note}\n\n{table.to_markdown(index=False)}\n\n<!-- {stamp} -->\n",
         "tex": table.style.hide(axis="index")
         .format(escape="latex", precision=3)
-        .to_latex(hrules=True, caption=_latex(note)),
-        "html": f"<figure>{html}<figcaption>{note}</figcaption></figure>\n",
+        .to_latex(hrules=True, caption=_latex(note))
+        + f"% {stamp}\n",
+        "html": f"<figure>{html}<figcaption>{note}</figcaption></figure>\n<!-- {stamp} -->\n",
     }
+    artifacts.write_json(folder / f"{name}.json", {"caption": caption, "label": study.label, "stamp": stamp})
     for suffix, text in texts.items():
         with artifacts.atomic(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(text)
     return table
+
+
+def tell(lines: list[str], study: Study, name: str, title: str) -> None:
+    """Print findings and write them to ``findings/<name>.json``, where the report reads them."""
+    artifacts.write_json(study.folder / "findings" / f"{name}.json", {"title": title, "lines": lines})
+    print(*lines, sep="\n")
 
 
 def by_encoder(rows: dict[str, dict]) -> pd.DataFrame:
@@ -179,15 +231,6 @@ def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataF
     return table.reset_index()
 
 
-def gain(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataFrame:
-    """Return each fine-tuned encoder's mean score minus that of its linear probe: one row per encoder and mode, one column per view."""
-    summary = overview(scores, metric)
-    means = summary.pivot(index="view", columns=["protocol", "encoder"], values="mean").loc[summary["view"].unique()]
-    tuned = [(mode, name) for mode, name in means.columns if mode in MODES and ("logistic", name) in means.columns]
-    rows = [[name, PROTOCOLS[mode], *(means[mode, name] - means["logistic", name]).round(3)] for mode, name in tuned]
-    return pd.DataFrame(rows, columns=[*MODEL, *means.index])
-
-
 def all_metrics(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """Return every metric of one protocol: encoders and views against metrics, means over the fold models."""
     part = scores[(scores["protocol"] == protocol) & (scores["duplicates"] == "as published")]
@@ -213,12 +256,10 @@ def headline(scores: pd.DataFrame, encoder: str, protocol: str) -> str:
 
 
 def findings(scores: pd.DataFrame, task: Task) -> list[str]:
-    """Return sentences that the scores support: point values only, and no ranking, since no interval stands behind one here."""
-    told = scores[scores["protocol"].isin(["logistic", *MODES])]
-    models = told.groupby(["protocol", "encoder"]).groups
-    lines = [f"{name}, {PROTOCOLS[protocol]}: {headline(scores, name, protocol)}." for protocol, name in models]
+    """Return one sentence per external cohort: what the rule of the arg-max changes there, under linear probing."""
     abroad = overview(scores[(scores["protocol"] == "logistic") & (scores["population"] != task.train)])
     rules = abroad.pivot(index=["population", "encoder"], columns="rule", values="mean").reindex(columns=metrics.RULES)
+    lines = []
     for population, change in (rules["shared"] - rules["open"]).groupby("population"):
         found = f"changes macro F1 there by {change.min():+.3f} to {change.max():+.3f}"
         where = f"Restricting the answers to the classes that {population.capitalize()} has"

@@ -132,11 +132,20 @@ def test_a_country_without_a_class_is_scored_on_those_it_has(frame):
 
 def test_table1_names_what_is_not_public(frame):
     table = tables.table1(tables.evaluate(frame.assign(encoder="fetalclip"), TASK))
-    assert table["Spain, paper"].tolist() == ["0.9261"]
-    assert table["Africa, paper"].tolist() == ["0.9731"]
+    (spain,), (africa,) = table["Spain, paper"], table["Africa, paper"]
+    assert spain.startswith("0.9261, ")
+    assert africa.startswith("0.9731, ")
     other = tables.table1(tables.evaluate(frame, TASK))
     assert other["Spain, paper"].tolist() == ["not public"]
-    assert len(tables.published()) == 4
+
+
+def test_table1_puts_the_interval_between_score_and_sd(frame):
+    scores = tables.evaluate(frame, TASK)
+    view = tables.overview(scores)[[*tables.MODEL, *tables.VIEW, "metric"]]
+    table = tables.table1(scores, view.assign(low=0.25, high=0.75).assign(low=lambda f: f["low"].where(f.index > 0)))
+    first, second = table.loc[0, ["Spain, 6 classes, open", "Spain, 4 classes, open"]]
+    assert " [none] ± " in first  # no interval: never a zero-width one
+    assert " [0.250, 0.750] ± " in second
 
 
 def test_scores_of_validation_rows_never_enter(frame):
