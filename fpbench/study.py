@@ -4,10 +4,12 @@ The study also says where its files lie, and loads its cohorts and encoders.
 """
 
 import difflib
-import runpy
+import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, cached_property
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, get_args, get_origin
 
 import yaml
@@ -72,7 +74,7 @@ class Study:
     full: list[str] = field(default_factory=list)  # encoders to fine-tune whole
     lora: list[str] = field(default_factory=list)  # encoders to fine-tune by low-rank additions
     recipe: Recipe = field(default_factory=Recipe)  # of both
-    extensions: list[str] = field(default_factory=list)  # Python files that register encoders
+    extensions: list[str] = field(default_factory=list)  # Python files that register encoders or cohorts
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
@@ -229,16 +231,20 @@ def load_study(name: str | Path) -> Study:
         raise InputError(f"{path}: not a YAML file of plain values ({error})") from None
     study = _build(Study, content, str(path))
     for file in study.extensions:
-        _extend(paths.expand(file))
+        extension(file)
     return study
 
 
 @cache
-def _extend(file: Path) -> None:
-    """Run a Python file that registers encoders, once in a process."""
-    if not file.is_file():
-        raise MissingError(f"expected a Python file at {file} (extensions of the study), found nothing")
-    runpy.run_path(str(file))
+def extension(file: str) -> ModuleType:
+    """Return the module of a Python file that registers encoders or cohorts; it is executed once in a process."""
+    path = paths.expand(file)
+    if not path.is_file():
+        raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")
+    spec = spec_from_file_location(f"fpbench_extension_{path.stem}", path)
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _build(kind: type, content, where: str):

@@ -683,5 +683,6 @@ def test_a_fetched_cohort_is_held_to_the_published_counts(spain, root, monkeypat
     assert not (root / "spain").exists()
     monkeypatch.setitem(cohorts.SOURCES, "spain", replace(source, counts={"total": {"images": 6, "patients": 6}}))
     assert len(cohorts.load_cohort("spain", cohorts.fetch_cohort("spain", root))) == 6
-    with pytest.raises(InputError, match="no archive is known for 'phantom-spain'"):
-        cohorts.fetch_cohort("phantom-spain", root)
+    monkeypatch.setitem(cohorts.SOURCES, "mine", replace(source, name="mine", archive=None))
+    with pytest.raises(InputError, match="no archive is known for 'mine'"):
+        cohorts.fetch_cohort("mine", root)

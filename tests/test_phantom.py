@@ -11,16 +11,17 @@ import sys
 import time
 from collections import defaultdict
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fpbench.cohorts import phantom
+from fpbench import paths
 from fpbench.errors import InputError
+from fpbench.study import extension
 
-REPOSITORY = Path(phantom.__file__).resolve().parents[2]
+REPOSITORY = paths.REPOSITORY
+phantom = extension("studies/phantoms/cohorts.py")
 NUMBERS = {
     "Other": "1", "Fetal abdomen": "2", "Fetal brain": "3", "Maternal cervix": "4", "Fetal femur": "5", "Fetal thorax": "6",
 }  # fmt: skip
@@ -270,7 +271,10 @@ def test_unknown_kind_and_cause_are_refused(tmp_path):
 
 
 def start(root):
-    code = f"from fpbench.cohorts import phantom; phantom.ensure({str(root)!r}, 'africa', patients=1)"
+    code = (
+        "from fpbench.study import extension; phantom = extension('studies/phantoms/cohorts.py'); "
+        f"phantom.ensure({str(root)!r}, 'africa', patients=1)"
+    )
     return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 

@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fpbench import artifacts, images, paths
-from fpbench.cohorts import africa, phantom, spain
+from fpbench.cohorts import africa, spain
 from fpbench.cohorts.download import fetch
 from fpbench.cohorts.source import Source, check_counts, check_rows, locate
 from fpbench.errors import InputError, MissingError
@@ -23,15 +23,14 @@ from fpbench.errors import InputError, MissingError
 COLUMNS = (
     "image_id", "path", "patient", "group", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        spain.SOURCE,
-        africa.SOURCE,
-        phantom.source(spain.SOURCE, "spain", phantom.SPAIN_COUNTS),
-        phantom.source(africa.SOURCE, "africa", phantom.AFRICA_COUNTS),
-    )
-}
+SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE)}
+
+
+def register_cohort(source: Source) -> None:
+    """Add a cohort of your own to SOURCES, e.g. from an extension of a study; InputError if its name is taken."""
+    if source.name in SOURCES:
+        raise InputError(f"there is a cohort {source.name!r} already: expected a new name")
+    SOURCES[source.name] = source
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
 def folder_of(name: str, root: str | Path | None = None) -> tuple[Source, Path]:
     """Return the facts of a cohort and the folder that holds its label file; MissingError says how to get it."""
     if name not in SOURCES:
-        raise InputError(f"unknown cohort {name!r}: expected one of {', '.join(SOURCES)}")
+        raise InputError(f"unknown cohort {name!r}: expected one of {', '.join(SOURCES)}, or one of an extension")
     source = SOURCES[name]
     root = Path(root) if root else paths.data() / name
     if source.prepare:

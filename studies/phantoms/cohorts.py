@@ -21,7 +21,7 @@ come from the Spanish generator at the centre's image size):
     marks       the centre's on-screen marks (calipers on the anatomy, logos) instead of the Spanish ones, tied to class
 
 Contents
-    `ensure`, `planted`; `SPAIN_COUNTS`, `AFRICA_COUNTS`: what the defaults hold. The tables are in `phantom.yaml`.
+    `ensure`, `planted`; `SPAIN_COUNTS`, `AFRICA_COUNTS`: what the defaults hold. The tables are in `tables.yaml`.
 """
 
 import csv
@@ -43,6 +43,7 @@ from PIL import Image, ImageFont
 from PIL.ImageDraw import Draw, ImageDraw
 
 from fpbench.artifacts import lock
+from fpbench.cohorts import africa, register_cohort, spain
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
 
@@ -98,7 +99,7 @@ def _setting(facts: dict) -> Setting:
     return Setting(**{field: tuple(value) if isinstance(value, list) else value for field, value in facts.items()})
 
 
-TABLES = yaml.safe_load(Path(__file__).with_name("phantom.yaml").read_text())
+TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text())
 KINDS, MENU = TABLES["kinds"], TABLES["patients"]
 PLANES = {letter: Plane(*row) for letter, row in TABLES["planes"].items()}
 MACHINES = {name: _setting(facts) for name, facts in TABLES["machines"].items()}
@@ -778,3 +779,7 @@ def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source
     drawn = replace(drawn, licence="Apache-2.0", citation="Drawn by fpbench; no person was scanned.", archive=None)
     steps = {"prepare": partial(ensure, kind=kind), "prepared": partial(is_drawn, kind=kind)}
     return replace(drawn, counts=counts, csv_sha256="", **steps)
+
+
+register_cohort(source(spain.SOURCE, "spain", SPAIN_COUNTS))
+register_cohort(source(africa.SOURCE, "africa", AFRICA_COUNTS))
