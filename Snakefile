@@ -18,6 +18,7 @@ rule all:
     input:
         OUT / "tables" / "table1.csv",
         OUT / "encoders.csv",
+        [OUT / "tables" / "gap_steps.csv"] if len(STUDY.the_task.tests) > 1 else [],
 
 
 rule cohorts:
@@ -102,3 +103,17 @@ rule benchmark:
     threads: STUDY.threads
     shell:
         "{RUN} 06_benchmark {log.notebook:q} -p study={config[study]:q}"
+
+
+rule cross_population:
+    input:
+        rules.benchmark.output,
+    output:
+        OUT / "tables" / "gap_steps.csv",
+    params:
+        key=rules.benchmark.params.key,
+    log:
+        notebook=OUT / "notebooks" / "07_cross_population.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 07_cross_population {log.notebook:q} -p study={config[study]:q}"

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from fpbench import artifacts, inspection, metrics
+from fpbench import artifacts, calibration, inspection, metrics
 from fpbench.cohorts import Cohort
 from fpbench.embeddings import embed_cohort
 from fpbench.encoders import MINI, Encoder
 from fpbench.recipe import Augmentation
 from fpbench.study import Study
-from fpbench.tables import PROTOCOLS
+from fpbench.tables import PROTOCOLS, summarise, view_title
 from fpbench.tasks import Task
 
 COLOURS = {  # Okabe and Ito's palette
@@ -184,19 +184,43 @@ def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def dots(table: pd.DataFrame, column: str, ax: Axes, places: list[str] | None = None) -> Axes:
+    """Draw ``value`` with a line from ``low`` to ``high`` for every encoder, side by side at each value of ``column``."""
+    palette, places = colours(table["encoder"]), places or list(dict.fromkeys(table[column]))
+    for place, (encoder, colour) in enumerate(palette.items()):
+        part = table[table["encoder"] == encoder]
+        x = part[column].map(places.index) + (place - (len(palette) - 1) / 2) * 0.8 / len(palette)
+        ax.plot(x, part["value"], "o", ms=3.5, color=colour, label=encoder)
+        ax.vlines(x, part["low"], part["high"], lw=1, color=colour)
+    ax.set_xticks(range(len(places)), places)
+    ax.set_xlim(-0.6, len(places) - 0.4)
+    return ax
+
+
+def lines(table: pd.DataFrame, x: str, y: str, panel: str, limits: tuple[float, float] = (0, 1.02)) -> Figure:
+    """Draw ``y`` against ``x``, one line per encoder, one panel per value of ``panel``; a band where there is low and high."""
+    palette, panels = colours(table["encoder"]), list(dict.fromkeys(table[panel]))
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], panels, strict=True):
+        for encoder, colour in palette.items():
+            part = table[(table[panel] == name) & (table["encoder"] == encoder)]
+            ax.plot(part[x], part[y], "o-", ms=2.5, lw=1, color=colour, label=encoder)
+            if "low" in part:
+                ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.15, lw=0)
+        ax.set(title=name.replace(", ", "\n", 1), xlabel=x, ylim=limits)
+    axes[0, 0].set_ylabel(y)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def scores(summary: pd.DataFrame) -> Figure:
     """Draw the mean over the fold models with its interval, one panel per view; ``tables.overview`` with intervals."""
-    palette, views = colours(summary["encoder"]), list(dict.fromkeys(summary["view"]))
-    protocols = [name for name in PROTOCOLS if name in set(summary["protocol"])]
+    table, views = summary.rename(columns={"mean": "value"}).replace({"protocol": PROTOCOLS}), summary["view"].unique()
     figure, axes = plt.subplots(1, len(views), figsize=(2.3 * len(views), 3.4), sharey=True, squeeze=False)
+    protocols = [name for name in PROTOCOLS.values() if name in set(table["protocol"])]
     for ax, view in zip(axes[0], views, strict=True):
-        for place, encoder in enumerate(palette):
-            part = summary[(summary["view"] == view) & (summary["encoder"] == encoder)]
-            x = part["protocol"].map(protocols.index) + (place - (len(palette) - 1) / 2) * 0.8 / len(palette)
-            ax.plot(x, part["mean"], "o", ms=3.5, color=palette[encoder], label=encoder)
-            ax.vlines(x, part["low"], part["high"], lw=1, color=palette[encoder])
-        ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02), xlim=(-0.6, len(protocols) - 0.4))
-        ax.set_xticks(range(len(protocols)), [PROTOCOLS[name] for name in protocols], rotation=50, ha="right")
+        dots(table[table["view"] == view], "protocol", ax, protocols).tick_params("x", rotation=90)
+        ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02))
     axes[0, 0].set_ylabel("macro F1")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -204,32 +228,64 @@ def scores(summary: pd.DataFrame) -> Figure:
 
 def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
     """Draw F1 of every class, one panel per test cohort and label space; mean and SD over the fold models."""
-    part = scores[scores["metric"].str.startswith("F1 of ")].assign(
-        name=lambda f: f["metric"].str.removeprefix("F1 of ")
-    )
+    part = summarise(scores[scores["metric"].str.startswith("F1 of ")]).rename(columns={"mean": "value"})
+    part = part.assign(name=part["metric"].str.removeprefix("F1 of "), low=part["value"] - part["sd"])
+    part = part.assign(high=part["value"] + part["sd"])
     panels = list(dict.fromkeys(zip(part["population"], part["classes"], strict=True)))
-    palette = colours(part["encoder"])
     figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3), sharey=True, squeeze=False)
     for ax, (population, classes) in zip(axes[0], panels, strict=True):
         shown = part[(part["population"] == population) & (part["classes"] == classes)]
-        order = [name for name in task.classes if name in set(shown["name"])]
-        dodge = 0.4 if shown["encoder"].nunique() > 1 else False
-        style = {"dodge": dodge, "errorbar": "sd", "linestyle": "none", "markersize": 4, "err_kws": {"linewidth": 1}}
-        sns.pointplot(
-            shown,
-            x="name",
-            y="value",
-            hue="encoder",
-            order=order,
-            palette=palette,
-            hue_order=list(palette),
-            ax=ax,
-            **style,
-        )
-        ax.set(title=f"{population.capitalize()}, {classes} classes", xlabel="", ylabel="F1", ylim=(0, 1.02))
-        ax.set_xticks(range(len(order)), order, rotation=40, ha="right")
-        ax.get_legend().remove()
+        dots(shown, "name", ax, [name for name in task.classes if name in set(shown["name"])])
+        ax.tick_params("x", rotation=40)
+        ax.set(title=f"{population.capitalize()}, {classes} classes", ylabel="F1", ylim=(0, 1.02))
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def gap_steps(steps: pd.DataFrame) -> Figure:
+    """Draw the parts of the gap with their intervals; ``steps`` of ``shift.decompose``, one protocol."""
+    figure, ax = plt.subplots(figsize=(6.7, 3))
+    dots(steps, "step", ax).axhline(0, color="0.6", lw=0.8, zorder=0)
+    ax.set_ylabel("points of macro F1\n(home minus external)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def centres(table: pd.DataFrame) -> Figure:
+    """Draw macro F1 of every centre with its interval; ``table`` of ``shift.countries``, one protocol and rule."""
+    figure, ax = plt.subplots(figsize=(6.7, 3))
+    counts = table["groups"].astype(str) + " patients\n" + table["classes"].astype(str) + " planes"
+    dots(table.assign(named=table["centre"] + "\n" + counts), "named", ax).set(ylabel="macro F1", ylim=(0, 1.02))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def reliability(answers: dict[str, pd.DataFrame], task: Task) -> Figure:
+    """Draw reliability diagrams of the primary view of every cohort, bins of five images and more; ``answers`` state -> ``calibration.confidences``."""
+    views = [view_title(name, len(classes), "open") for name, classes in task.tests.items()]
+    parts = [
+        calibration.reliability(table[table["view"] == view]).assign(panel=f"{view}, {state}")
+        for view in views
+        for state, table in answers.items()
+    ]
+    figure = lines(pd.concat(parts).query("images >= 5"), "confidence", "right", "panel")
+    for ax in figure.axes:
+        ax.axline((0, 0), slope=1, color="0.6", lw=0.8, zorder=0)
+    figure.axes[0].set_ylabel("share of right answers")
+    return figure
+
+
+def errors(table: pd.DataFrame, cohorts: tuple[Cohort, ...]) -> Figure:
+    """Show pictures with true class, answer and confidence, one row per centre; ``table`` of ``shift.worst``."""
+    by_name, places = {cohort.name: cohort for cohort in cohorts}, table.groupby("centre").ngroup()
+    width = table.groupby("centre").size().max()
+    figure, axes = plt.subplots(places.max() + 1, width, figsize=(2 * width, 1.9 * (places.max() + 1)), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for row, column, one in zip(places, table.groupby("centre").cumcount(), table.itertuples(), strict=True):
+        ax = axes[row, column]
+        ax.imshow(by_name[one.cohort].image(one.image_id), cmap="gray")
+        ax.set_title(f"{one.centre}: {one.true}, called\n{one.answer} ({one.confidence:.2f})", fontsize=7)
     return figure
 
 

@@ -16,6 +16,7 @@ from fpbench.errors import InputError
 
 RULES = ("open", "shared")
 HEADLINE = "macro F1"
+CALIBRATION = ("ECE", "Brier", "NLL")  # the lower, the better
 ECE_BINS = 15  # equal widths on [0, 1]
 
 

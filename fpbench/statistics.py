@@ -32,8 +32,13 @@ from fpbench.tasks import Task
 
 RESAMPLES, RANK_RESAMPLES = 10_000, 1_000  # RANK: for AUROC, whose cost grows with images, not groups
 RANKED = "AUROC"
-CALIBRATION = ("ECE", "Brier", "NLL")  # the lower, the better
-NAMES = (metrics.HEADLINE, "weighted F1", "accuracy", "balanced accuracy", *CALIBRATION)  # AUROC on demand: it is slow
+NAMES = (
+    metrics.HEADLINE,
+    "weighted F1",
+    "accuracy",
+    "balanced accuracy",
+    *metrics.CALIBRATION,
+)  # AUROC on demand: it is slow
 METHODS = ("percentile", "BCa")
 BLOCK = 500  # resamples at a time: below 300 MB for 14 models, 5 folds, 896 groups
 SAME = 1e-12  # scores closer than this are equal: they differ by rounding
@@ -402,7 +407,7 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
     """
     sample, rows = boot.sample, []
     for metric, members in product(boot.draws, sample.families.values()):
-        sign = -1 if metric in CALIBRATION else 1
+        sign = -1 if metric in metrics.CALIBRATION else 1
         value, draws = sign * boot.folds[metric].mean(0)[members], sign * boot.draws[metric][:, members]
         reasons = [flaw(column, sample.stratum) for column in (draws - draws.mean(1, keepdims=True)).T]
         reason = "one encoder: nothing to rank" if len(members) < 2 else reasons[0] if all(reasons) else ""
