@@ -11,6 +11,7 @@ from fpbench.study import load_study
 STUDY = load_study(config["study"])
 OUT = STUDY.folder
 ENCODERS = [spec.name for spec in STUDY.encoders]
+PROBED = expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS)
 RUN = f"{sys.executable!r} -m fpbench.cli notebook"
 
 
@@ -19,6 +20,8 @@ rule all:
         OUT / "tables" / "table1.csv",
         OUT / "encoders.csv",
         [OUT / "tables" / "gap_steps.csv"] if len(STUDY.the_task.tests) > 1 else [],
+        OUT / "tables" / "conditions.csv",
+        OUT / "tables" / "label_efficiency.csv",
 
 
 rule cohorts:
@@ -92,7 +95,7 @@ rule finetuning:
 
 rule benchmark:
     input:
-        expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS),
+        PROBED,
         [OUT / "predictions" / encoder / f"{mode}.json" for encoder, mode in STUDY.tunings()],
     output:
         OUT / "tables" / "table1.csv",
@@ -117,3 +120,31 @@ rule cross_population:
     threads: STUDY.threads
     shell:
         "{RUN} 07_cross_population {log.notebook:q} -p study={config[study]:q}"
+
+
+rule shortcuts:
+    input:
+        PROBED,
+    output:
+        OUT / "tables" / "conditions.csv",
+    params:
+        key=job_key(STUDY, *ENCODERS),
+    log:
+        notebook=OUT / "notebooks" / "08_shortcuts.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 08_shortcuts {log.notebook:q} -p study={config[study]:q}"
+
+
+rule label_efficiency:
+    input:
+        PROBED,
+    output:
+        OUT / "tables" / "label_efficiency.csv",
+    params:
+        key=job_key(STUDY, *ENCODERS),
+    log:
+        notebook=OUT / "notebooks" / "09_label_efficiency.ipynb",
+    threads: STUDY.threads
+    shell:
+        "{RUN} 09_label_efficiency {log.notebook:q} -p study={config[study]:q}"

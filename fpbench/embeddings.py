@@ -20,7 +20,9 @@ VERSION = 1  # of this step; raise it when its numbers change
 SHARD = 16  # batches per shard
 
 
-def embed_cohort(encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: bool = False) -> np.ndarray:
+def embed_cohort(
+    encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: bool = False, mask: float = 0.0
+) -> np.ndarray:
     """Return the embeddings of a cohort, computed once.
 
     Parameters
@@ -33,6 +35,8 @@ def embed_cohort(encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: b
         Images per forward pass; part of the cache key, since it moves the last bits.
     bf16
         Compute under bfloat16 autocast; part of the cache key.
+    mask
+        Share of width and height that is blackened in each corner of the picture as the encoder gets it.
 
     Returns
     -------
@@ -46,7 +50,7 @@ def embed_cohort(encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: b
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: expected at least 1")
-    key = embedding_key(encoder, cohort, batch_size, bf16)
+    key = embedding_key(encoder, cohort, batch_size, bf16) | ({"mask": mask} if mask else {})
     folder = paths.cache() / "embeddings"
 
     def build(path: Path) -> None:
@@ -55,7 +59,7 @@ def embed_cohort(encoder: Encoder, cohort: Cohort, batch_size: int = 32, bf16: b
         with tqdm(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image", disable=None) as progress:
             bounds = [(start, min(start + rows, len(pictures))) for start in range(0, len(pictures), rows)]
             values = np.concatenate(
-                [_shard(encoder, pictures, bound, batch_size, bf16, key, progress) for bound in bounds]
+                [_shard(encoder, pictures, bound, batch_size, bf16, key, progress, mask) for bound in bounds]
             )
         if not (finite := np.isfinite(values).all(axis=1)).all():
             raise InputError(
@@ -74,13 +78,13 @@ def _shards(key: dict) -> Path:
 
 
 def _shard(
-    encoder: Encoder, pictures: np.ndarray, bound: tuple[int, int], batch_size: int, bf16: bool, key: dict, progress
+    encoder: Encoder, pictures, bound: tuple[int, int], batch_size: int, bf16: bool, key: dict, progress, mask: float
 ) -> np.ndarray:
     start, stop = bound
 
     def build(path: Path) -> None:
         batches = [
-            encoder.embed(pictures[first : min(first + batch_size, stop)], bf16)
+            encoder.embed(masked(pictures[first : min(first + batch_size, stop)], mask), bf16)
             for first in range(start, stop, batch_size)
         ]
         with open(path, "wb") as handle:
@@ -89,6 +93,17 @@ def _shard(
     values = artifacts.cached_array(_shards(key), {"rows": bound}, build)
     progress.update(stop - start)
     return values
+
+
+def masked(pictures: np.ndarray, share: float) -> np.ndarray:
+    """Return pictures (B, H, W) or (B, H, W, 3) with their four corners, ``share`` of height and width each, black."""
+    if not share:
+        return pictures
+    pictures, (down, across) = np.array(pictures), (round(share * side) for side in pictures.shape[1:3])
+    for rows in (slice(down), slice(pictures.shape[1] - down, None)):
+        for columns in (slice(across), slice(pictures.shape[2] - across, None)):
+            pictures[:, rows, columns] = 0
+    return pictures
 
 
 def _generation(encoder: Encoder) -> str:

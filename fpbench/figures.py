@@ -251,11 +251,11 @@ def gap_steps(steps: pd.DataFrame) -> Figure:
     return figure
 
 
-def centres(table: pd.DataFrame) -> Figure:
-    """Draw macro F1 of every centre with its interval; ``table`` of ``shift.countries``, one protocol and rule."""
+def parts(table: pd.DataFrame) -> Figure:
+    """Draw macro F1 of every part of a cohort with its interval; ``table`` of ``shift.by_part``, one protocol and rule."""
     figure, ax = plt.subplots(figsize=(6.7, 3))
     counts = table["groups"].astype(str) + " patients\n" + table["classes"].astype(str) + " planes"
-    dots(table.assign(named=table["centre"] + "\n" + counts), "named", ax).set(ylabel="macro F1", ylim=(0, 1.02))
+    dots(table.assign(named=table["part"] + "\n" + counts), "named", ax).set(ylabel="macro F1", ylim=(0, 1.02))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -62,10 +62,10 @@ def scores(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = 
     probability, predicted = softmax(z), z.argmax(axis=1)
     _, recall, f1, images = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
     return {
-        "macro F1": f1.mean(),
-        "weighted F1": np.average(f1, weights=images),
-        "accuracy": (predicted == y).mean(),
-        "balanced accuracy": recall.mean(),
+        "macro F1": float(f1.mean()),
+        "weighted F1": float(np.average(f1, weights=images)),
+        "accuracy": float((predicted == y).mean()),
+        "balanced accuracy": float(recall.mean()),
         "AUROC": float(np.mean([auroc(y == k, probability[:, k]) for k in space])),
         "ECE": ece(probability.max(axis=1), predicted == y),
         "Brier": float(((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()),

@@ -7,7 +7,7 @@ a probe; learning rate and epoch of a fine-tuning) is chosen on the fold's valid
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from fpbench.encoders import Encoder
 from fpbench.errors import InputError, MissingError
 from fpbench.splits import Fold, Splits
 from fpbench.study import EncoderSpec, Study
+from fpbench.tasks import Task
 
 if TYPE_CHECKING:
     from fpbench.finetuning import Classifier, Part, Pictures
@@ -36,6 +37,7 @@ class Bench:
     """One encoder, its embeddings of every cohort, and the cut: what a protocol works on."""
 
     study: Study
+    task: Task
     encoder: str
     model: Encoder
     splits: Splits
@@ -44,6 +46,7 @@ class Bench:
     embeddings: dict[str, np.ndarray]  # cohort name -> (N, D) float32; empty if not asked for
     about: dict  # the encoder's part of a sidecar
     key: str  # digest of all of the above
+    shown: dict[str, np.ndarray] = field(default_factory=dict)  # cohort name -> what is answered on, if not embeddings
 
     @property
     def spec(self) -> EncoderSpec:
@@ -53,12 +56,12 @@ class Bench:
     @property
     def labels(self) -> np.ndarray:
         """Return the class index of every image of the home cohort; 0 where it has none (no fold holds such a row)."""
-        return np.maximum(self.study.the_task.codes(self.home.frame[self.study.the_task.label]), 0)
+        return np.maximum(self.task.codes(self.home.frame[self.task.label]), 0)
 
     @property
     def classes(self) -> int:
         """Return how many classes the task has."""
-        return len(self.study.the_task.classes)
+        return len(self.task.classes)
 
     @property
     def cohorts(self) -> tuple[Cohort, ...]:
@@ -92,11 +95,18 @@ def open_bench(
     embedded = {cohort.name: embed_cohort(model, cohort, spec.batch_size, spec.bf16) for cohort in wanted}
     labels = [cohort.fingerprint() for cohort in cohorts]
     key = artifacts.digest([keys, labels, splits.digest(), VERSION, study.task, study.seed, study.threads])
-    return Bench(study, encoder, model, splits, home, external, embedded, about, key)
+    return Bench(study, study.the_task, encoder, model, splits, home, external, embedded, about, key)
 
 
-def run_probe(bench: Bench, probe: str) -> list[Path]:
+def run_probe(bench: Bench, probe: str, folds: Sequence[Fold] = (), aside: str = "") -> list[Path]:
     """Fit one probe on all folds that lack a current predictions file, and write them.
+
+    Parameters
+    ----------
+    folds
+        Default: those of ``bench.splits``.
+    aside
+        Name of a side question, whose files lie apart (``Study.predictions``).
 
     Returns
     -------
@@ -104,20 +114,21 @@ def run_probe(bench: Bench, probe: str) -> list[Path]:
         The predictions files of all folds.
     """
     started = time.perf_counter()
-    files = [bench.study.predictions(bench.encoder, probe, fold) for fold in range(bench.splits.folds)]
+    folds = list(folds) or [bench.splits.fold(number) for number in range(bench.splits.folds)]
+    files = [bench.study.predictions(bench.encoder, probe, fold.number, aside) for fold in folds]
     key = artifacts.digest([bench.key, probe])
-    folds = [bench.splits.fold(n) for n, path in enumerate(files) if not predictions.is_current(path, key)]
-    for fold, (scores, chosen) in zip(folds, PROBES[probe](bench, folds) if folds else [], strict=True):
-        seconds = time.perf_counter() - started
-        about = {"key": key, "chosen": chosen, "seconds": seconds}
-        _write(
-            bench, files[fold.number], probe, fold, lambda c, rows, s=scores: s(bench.embeddings[c.name][rows]), about
-        )
+    todo = [(fold, path) for fold, path in zip(folds, files, strict=True) if not predictions.is_current(path, key)]
+    fitted = PROBES[probe](bench, [fold for fold, _ in todo]) if todo else []
+    for (fold, path), (scores, chosen) in zip(todo, fitted, strict=True):
+        about = {"key": key, "chosen": chosen, "seconds": time.perf_counter() - started}
+        shown = bench.embeddings | bench.shown
+        rows = answered(bench, probe, fold, lambda c, at, s=scores, shown=shown: s(shown[c.name][at]))
+        write(bench, path, rows, about)
     return files
 
 
-def _write(bench: Bench, path: Path, protocol: str, fold: Fold, answers: Answers, about: dict) -> None:
-    task = bench.study.the_task
+def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run) -> pd.DataFrame:
+    """Return the rows of a predictions file: validation, test, and all of the external cohorts; ``run`` replaces its columns."""
     train = bench.home.frame.iloc[fold.train]
     run = {
         "fold": fold.number,
@@ -125,14 +136,20 @@ def _write(bench: Bench, path: Path, protocol: str, fold: Fold, answers: Answers
         "protocol": protocol,
         "n_patients": train["patient"].nunique(),
         "seed": bench.study.seed,
-    }
+    } | run
     parts = [(bench.home, fold.validation, "val"), (bench.home, fold.test, "test")]
     for cohort in bench.external:
-        parts.append((cohort, np.flatnonzero(np.array(task.codes(cohort.frame[task.label])) >= 0), "test"))
+        usable = np.array(bench.task.codes(cohort.frame[bench.task.label])) >= 0
+        parts.append((cohort, np.flatnonzero(usable), "test"))
     tables = [
-        predictions.rows(cohort, task, positions, answers(cohort, positions), split=split, **run)
+        predictions.rows(cohort, bench.task, positions, answers(cohort, positions), split=split, **run)
         for cohort, positions, split in parts
     ]
+    return pd.concat(tables)
+
+
+def write(bench: Bench, path: Path, rows: pd.DataFrame, about: dict) -> None:
+    """Write a predictions file with its sidecar; ``about`` holds its key and what was chosen."""
     sidecar = {
         "study": asdict(bench.study),
         "study_hash": artifacts.digest(asdict(bench.study)),
@@ -144,7 +161,7 @@ def _write(bench: Bench, path: Path, protocol: str, fold: Fold, answers: Answers
             "peak_memory": artifacts.peak_memory(),
         },
     }
-    predictions.write(path, pd.concat(tables), task, {**sidecar, **about})
+    predictions.write(path, rows, bench.task, {**sidecar, **about})
 
 
 def _logistic(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
@@ -221,7 +238,7 @@ def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[P
             continue
         answers = lambda cohort, rows, model=model: finetuning.predict(model, pictures[cohort.name], rows)  # noqa: E731
         about = {"key": key, "chosen": chosen, "seconds": time.perf_counter() - started}
-        _write(bench, path, mode, fold, answers, about)
+        write(bench, path, answered(bench, mode, fold, answers), about)
     if failed:
         why = "\n".join(f"fold {number}: {reason}" for number, reason in failed.items())
         raise InputError(f"{bench.encoder}, {mode}: {len(failed)} of {len(files)} folds failed:\n{why}")
@@ -320,6 +337,12 @@ def histories(bench: Bench, mode: str) -> pd.DataFrame:
 
 def _seed(bench: Bench, mode: str, fold: Fold) -> int:
     return int(artifacts.digest([bench.study.seed, bench.encoder, mode, fold.number])[:12], 16)
+
+
+def conclude(study: Study, encoder: str, name: str, files: list[Path]) -> None:
+    """Write ``predictions/<encoder>/<name>.json``, the list of predictions files with their SHA-256: the job is done."""
+    done = {str(path.relative_to(study.folder)): artifacts.checked(path)["sha256"] for path in files}
+    artifacts.write_json(study.folder / "predictions" / encoder / f"{name}.json", {"files": done})
 
 
 def choices(files: list[Path]) -> pd.DataFrame:

@@ -142,19 +142,20 @@ def sentences(steps: pd.DataFrame) -> list[str]:
     return lines
 
 
-def countries(predicted: pd.DataFrame, task: Task, seed: int = 0) -> pd.DataFrame:
-    """Return ``statistics.intervals`` of macro F1 for every centre of the external cohorts, over the classes that it has.
+def by_part(
+    predicted: pd.DataFrame, task: Task, population: str, column: str = "centre", seed: int = 0
+) -> pd.DataFrame:
+    """Return ``statistics.intervals`` of macro F1 for every part of a cohort (a country, a machine), over the classes that it has.
 
-    Further columns: centre, images, present (the classes, in words). Scores of centres with other classes are not comparable.
+    Further columns: part, images, present (the classes, in words). Scores of parts with other classes are not comparable.
     """
-    abroad, parts = predicted[(predicted["split"] == "test") & (predicted["population"] != task.train)], []
-    for (population, centre), rows in abroad.groupby(["population", "centre"]):
-        present = tuple(name for code, name in enumerate(task.classes) if (rows["y_true"] == code).any())
+    rows, parts = predicted[(predicted["split"] == "test") & (predicted["population"] == population)], []
+    for part, mine in rows.groupby(column):
+        present = tuple(name for code, name in enumerate(task.classes) if (mine["y_true"] == code).any())
         local = replace(task, tests=task.tests | {population: present})
-        table = statistics.of_all(
-            statistics.intervals, statistics.bootstraps(rows, local, seed=seed), methods=["percentile"]
-        )
-        parts.append(table.assign(centre=centre, images=rows["image_id"].nunique(), present=", ".join(present)))
+        boots = statistics.bootstraps(mine, local, seed=seed)
+        table = statistics.of_all(statistics.intervals, boots, methods=["percentile"])
+        parts.append(table.assign(part=part, images=mine["image_id"].nunique(), present=", ".join(present)))
     return pd.concat(parts, ignore_index=True)
 
 

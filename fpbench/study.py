@@ -102,9 +102,10 @@ class Study:
         """Return where the study writes."""
         return paths.results() / self.name
 
-    def predictions(self, encoder: str, protocol: str, fold: int) -> Path:
-        """Return the path of one predictions file."""
-        return self.folder / "predictions" / encoder / protocol / f"fold{fold}.parquet"
+    def predictions(self, encoder: str, protocol: str, fold: int, aside: str = "") -> Path:
+        """Return the path of one predictions file; those of a side question (``aside``) lie apart."""
+        folder = self.folder / "aside" / aside if aside else self.folder / "predictions"
+        return folder / encoder / protocol / f"fold{fold}.parquet"
 
     def all_predictions(self) -> list[Path]:
         """Return every predictions file that this study calls for: files of other encoders, probes or folds do not count."""

@@ -131,7 +131,9 @@ def test_countries_are_scored_over_the_planes_they_have():
     abroad = cohort("africa", EVEN, (0.8, 0.7, 0.6, 0.5), groups=60)
     abroad["centre"] = np.where(abroad["group"] % 2, "Ghana", "Malawi")
     abroad = abroad[~((abroad["centre"] == "Ghana") & (abroad["y_true"] == 3))]
-    table = shift.countries(abroad, TASK).query("rule == 'open' and duplicates == 'as published'").set_index("centre")
+    table = (
+        shift.by_part(abroad, TASK, "africa").query("rule == 'open' and duplicates == 'as published'").set_index("part")
+    )
     assert table["classes"].to_dict() == {"Ghana": 3, "Malawi": 4}
     assert table.loc["Ghana", "present"] == "abdomen, brain, femur"
     for centre, labels in (("Ghana", range(3)), ("Malawi", range(4))):
