@@ -17,11 +17,7 @@ RUN = f"{sys.executable!r} -m fpbench.cli notebook"
 
 rule all:
     input:
-        OUT / "tables" / "table1.csv",
-        OUT / "encoders.csv",
-        [OUT / "tables" / "gap_steps.csv"] if len(STUDY.the_task.tests) > 1 else [],
-        OUT / "tables" / "conditions.csv",
-        OUT / "tables" / "label_efficiency.csv",
+        OUT / "report.html",
 
 
 rule cohorts:
@@ -148,3 +144,18 @@ rule label_efficiency:
     threads: STUDY.threads
     shell:
         "{RUN} 09_label_efficiency {log.notebook:q} -p study={config[study]:q}"
+
+
+rule report:
+    input:
+        OUT / "tables" / "table1.csv",
+        OUT / "encoders.csv",
+        [OUT / "tables" / "gap_steps.csv"] if len(STUDY.the_task.tests) > 1 else [],
+        OUT / "tables" / "conditions.csv",
+        OUT / "tables" / "label_efficiency.csv",
+    output:
+        OUT / "report.html",
+    params:
+        key=rules.benchmark.params.key,
+    shell:
+        "{sys.executable:q} -m fpbench.cli report {config[study]:q}"

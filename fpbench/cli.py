@@ -93,9 +93,24 @@ def run(
         print(f"together {table['PFLOP'].sum():,.3g} PFLOP, {table['hours'].sum():,.2f} hours")
     if done == 0 and not dry_run:
         print(
-            f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}"
+            f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}\n"
+            f"Everything on one page: {plan.folder / 'report.html'}"
         )
     raise typer.Exit(done)
+
+
+@app.command()
+def report(
+    study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; default: report.html in the study's results.")
+    ] = None,
+) -> None:
+    """Put a study that was run on one self-contained HTML page."""
+    from fpbench.report import build
+    from fpbench.study import load_study
+
+    print(build(load_study(study), out))
 
 
 @app.command()
