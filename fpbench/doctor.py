@@ -202,11 +202,8 @@ def _writing(study: Study, what: str) -> tuple[str, str]:
     try:
         tempfile.TemporaryFile(dir=_nearest(folder)).close()
     except OSError as error:
-        needed = (
-            "results",
-            "cache",
-            "data" if any(SOURCES[one.name].prepare for one in study.cohorts if one.name in SOURCES) else "",
-        )
+        drawn = any(SOURCES[one.name].prepare for one in study.cohorts if one.name in SOURCES)
+        needed = ("results", "cache", "data" if drawn else "")
         return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}"
     return "ok", str(folder)
 

@@ -242,22 +242,20 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
     return figure
 
 
-def gap_steps(steps: pd.DataFrame) -> Figure:
-    """Draw the parts of the gap with their intervals; ``steps`` of ``shift.decompose``, one protocol."""
+def dot_figure(table: pd.DataFrame, column: str, ylabel: str = "macro F1", ylim: tuple | None = (0, 1.02)) -> Figure:
+    """Draw ``dots`` in a figure of their own, with a line at 0 where the axis is free (``ylim`` None)."""
     figure, ax = plt.subplots(figsize=(6.7, 3))
-    dots(steps, "step", ax).axhline(0, color="0.6", lw=0.8, zorder=0)
-    ax.set_ylabel("points of macro F1\n(home minus external)")
+    dots(table, column, ax).set(ylabel=ylabel, ylim=ylim)
+    if ylim is None:
+        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def parts(table: pd.DataFrame) -> Figure:
     """Draw macro F1 of every part of a cohort with its interval; ``table`` of ``shift.by_part``, one protocol and rule."""
-    figure, ax = plt.subplots(figsize=(6.7, 3))
     counts = table["groups"].astype(str) + " patients\n" + table["classes"].astype(str) + " planes"
-    dots(table.assign(named=table["part"] + "\n" + counts), "named", ax).set(ylabel="macro F1", ylim=(0, 1.02))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return dot_figure(table.assign(named=table["part"] + "\n" + counts), "named")
 
 
 def reliability(answers: dict[str, pd.DataFrame], task: Task) -> Figure:
@@ -319,15 +317,8 @@ def embedding_map(study: Study, encoder: str, cohorts: tuple[Cohort, ...], most:
     points = TSNE(random_state=study.seed, perplexity=min(30, len(rows) / 4)).fit_transform(reduced)
     shown = frame.loc[rows].assign(x=points[:, 0], y=points[:, 1]).rename(columns={task.label: "class"})
     figure, ax = plt.subplots(figsize=(5.5, 4))
-    style = {
-        "hue": "class",
-        "hue_order": task.classes,
-        "style": "cohort",
-        "palette": "colorblind",
-        "s": 16,
-        "linewidth": 0,
-    }
-    sns.scatterplot(shown, x="x", y="y", ax=ax, **style)
+    style = {"hue": "class", "hue_order": task.classes, "style": "cohort", "palette": "colorblind", "linewidth": 0}
+    sns.scatterplot(shown, x="x", y="y", s=16, ax=ax, **style)
     ax.set(xlabel="", ylabel="", xticks=[], yticks=[], title=encoder)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

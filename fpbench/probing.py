@@ -19,19 +19,16 @@ bound, relative to its objective, is at most eps. The others are flagged, never 
 Reproducible: the same call with the same BLAS threads gives the same bytes twice, and a fold the same bytes whatever other
 folds are in the call. Other C in the call change the starting points: then results agree within the certificate.
 
-Contents: ``fit_paths`` (logistic regression), ``fit_ridge`` (closed form), ``choose``, ``knn_scores``, ``fit_sgd`` (AdamW).
+Contents: ``fit_paths`` (logistic regression), ``fit_ridge`` (closed form), ``choose``, ``knn_scores``.
 Shapes: N images, n training rows, D features, K classes, P strengths.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
+from scipy.special import logsumexp
 
 from fpbench.errors import InputError
 
@@ -42,7 +39,6 @@ MEMORY = 40  # correction pairs of L-BFGS
 SIGMA, TRIALS = 0.5, 12  # a line search ends when the slope has fallen by SIGMA, or after TRIALS points
 PATIENCE = {"float32": 20, "float64": 200}  # iterations without progress after which a precision gives a head up
 BLOCK = 1024  # rows of one block of similarities; fixed, so that the bytes do not depend on the machine's memory
-Array = Any  # an array of NumPy, or of torch when another device is asked for
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Heads:
         return flat.reshape(-1, p, k).transpose(1, 0, 2) + self.intercept[:, None]
 
     def _standardise(self, X: np.ndarray) -> np.ndarray:
-        X = _features(X)
+        X = check_features(X)
         if X.shape[1] != len(self.mean):
             found = f"found {X.shape[1]}: use the same encoder"
             raise InputError(f"expected {len(self.mean)} features as in training, {found}")
@@ -84,7 +80,7 @@ class Path(Heads):
 
     def losses(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the (P,) mean negative log-likelihoods, nats per image."""
-        return _nll(self.all_logits(X), _labels(y, len(X), self.intercept.shape[1]))
+        return _nll(self.all_logits(X), check_labels(y, len(X), self.intercept.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class RidgePath(Heads):
 
     def losses(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the (P,) mean squared errors against targets in {-1, 1}."""
-        targets = 2 * _onehot(_labels(y, len(X), self.intercept.shape[1]), self.intercept.shape[1]).T - 1
+        targets = 2 * onehot(check_labels(y, len(X), self.intercept.shape[1]), self.intercept.shape[1]).T - 1
         return ((self.all_logits(X) - targets) ** 2).mean((1, 2))
 
 
@@ -120,7 +116,6 @@ def fit_paths(
     n_classes: int,
     C: np.ndarray = GRID,
     eps: float = 1e-6,
-    device: Any = "cpu",
     max_iter: int = 2000,
 ) -> list[Path]:
     """Fit multinomial logistic regression for every fold and every C.
@@ -132,7 +127,6 @@ def fit_paths(
     train_sets : one array of row numbers per fold
     C : (P,) inverse strengths, ascending (C of scikit-learn)
     eps : largest certified relative gap of a converged head
-    device : "cpu" runs on NumPy, anything else is a device of torch (where TF32 must be off, as it is by default)
     max_iter : bound of the iterations of a head; a head that needs more comes back with ``converged`` False
 
     Raises
@@ -145,12 +139,12 @@ def fit_paths(
     -----
     Folds are solved one after the other. Alive at a time: the fold's rows in float64 and one rotated copy.
     """
-    X, C = _features(X), _grid(C, "C")
-    y = _labels(y, len(X), n_classes)
+    X, C = check_features(X), _grid(C, "C")
+    y = check_labels(y, len(X), n_classes)
     if not (eps > 0 and max_iter >= 0):
         raise InputError(f"expected eps > 0 and max_iter >= 0, found {eps} and {max_iter}")
-    rows = _train_rows(train_sets, y, n_classes)
-    return [_fit_path(X[r], _onehot(y[r], n_classes), C, eps, device, max_iter) for r in rows]
+    rows = check_train_sets(train_sets, y, n_classes)
+    return [_fit_path(X[r], onehot(y[r], n_classes), C, eps, max_iter) for r in rows]
 
 
 def fit_ridge(
@@ -161,9 +155,9 @@ def fit_ridge(
     The same minimum as scikit-learn's ``Ridge`` and ``RidgeClassifier`` on standardised features. Arguments, errors: see
     ``fit_paths``. ``choose`` takes the alpha of the lowest validation squared error.
     """
-    X, alphas = _features(X), _grid(np.asarray(alphas)[::-1], "alphas (reversed)")[::-1]
-    y = _labels(y, len(X), n_classes)
-    return [_fit_ridge(X[r], _onehot(y[r], n_classes), alphas) for r in _train_rows(train_sets, y, n_classes)]
+    X, alphas = check_features(X), _grid(np.asarray(alphas)[::-1], "alphas (reversed)")[::-1]
+    y = check_labels(y, len(X), n_classes)
+    return [_fit_ridge(X[r], onehot(y[r], n_classes), alphas) for r in check_train_sets(train_sets, y, n_classes)]
 
 
 def choose(path: Path | RidgePath, X_val: np.ndarray, y_val: np.ndarray) -> Choice:
@@ -185,8 +179,10 @@ def knn_scores(
     The weighted vote of DINO (arXiv:2104.14294, appendix). Returns (n, K) log-probabilities, usable as logits; every class
     gets 1e-6 on top of its share of the votes, so that all are finite. k is at most the number of training rows.
     """
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in map(_features, (X_train, X_test))]
-    votes = _onehot(_labels(y_train, len(X_train), n_classes), n_classes).T
+    unit = [
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in map(check_features, (X_train, X_test))
+    ]
+    votes = onehot(check_labels(y_train, len(X_train), n_classes), n_classes).T
     if k < 1 or not temperature > 0 or unit[0].shape[1] != unit[1].shape[1]:
         widths = unit[0].shape[1], unit[1].shape[1]
         raise InputError(f"expected k >= 1, temperature > 0, equal widths, found {k}, {temperature}, {widths}")
@@ -203,13 +199,11 @@ def knn_scores(
 # ---- one fold: standardise, rotate, solve, certify -------------------------------------------------------------------
 
 
-def _fit_path(X: np.ndarray, Y: np.ndarray, C: np.ndarray, eps: float, device: Any, max_iter: int) -> Path:
+def _fit_path(X: np.ndarray, Y: np.ndarray, C: np.ndarray, eps: float, max_iter: int) -> Path:
     """Solve one fold: X (n, D) its rows, Y (K, n) its one-hot labels."""
-    xp, lam = _namespace(device), 1 / (C * len(X))
-    put = partial(xp.asarray, device=device)
-    mean, scale = _moments(X)
-    Xs = put((X - mean) / scale)
-    basis, curvature = _eigenbasis(xp, put, Xs)
+    lam, (mean, scale) = 1 / (C * len(X)), _moments(X)
+    Xs = (X - mean) / scale
+    basis, curvature = _eigenbasis(Xs)
     unit = np.sqrt(curvature[-1])  # value of the intercept's column
     W = np.zeros((len(C), len(Y), len(curvature)))
     W[..., -1] = np.log(Y.mean(1)) / unit
@@ -219,11 +213,11 @@ def _fit_path(X: np.ndarray, Y: np.ndarray, C: np.ndarray, eps: float, device: A
         todo = np.flatnonzero(~(certificate <= eps))
         if not len(todo):
             break
-        problem = _Problem(xp, put, dtype, _design(xp, Xs, basis, unit, dtype), Y, curvature, eps / 2, max_iter)
+        problem = _Problem(dtype, _design(Xs, basis, unit, dtype), Y, curvature, eps / 2, max_iter)
         solve = _coarse_to_fine if dtype == "float32" else _Problem.minimise
         W[todo], steps[todo] = solve(problem, W[todo], lam[todo], steps[todo])
-        V[todo], b[todo] = W[todo, :, :-1] @ _host(basis).T, W[todo, :, -1] * unit
-        b[todo], objective[todo], certificate[todo] = _certify(xp, put, Xs, Y, V[todo], b[todo], lam[todo])
+        V[todo], b[todo] = W[todo, :, :-1] @ basis.T, W[todo, :, -1] * unit
+        b[todo], objective[todo], certificate[todo] = _certify(Xs, Y, V[todo], b[todo], lam[todo])
         W[todo, :, -1] = b[todo] / unit
     return Path(C, V.mT.copy(), b, mean, scale, objective, certificate, certificate <= eps, steps)
 
@@ -232,7 +226,7 @@ def _fit_ridge(X: np.ndarray, Y: np.ndarray, alphas: np.ndarray) -> RidgePath:
     """Solve one fold of ridge in closed form."""
     mean, scale = _moments(X)
     Xs, targets = (X - mean) / scale, 2 * Y.T - 1
-    basis, curvature = _eigenbasis(np, np.asarray, Xs)
+    basis, curvature = _eigenbasis(Xs)
     rotated = basis.T @ (Xs.T @ targets)
     weights = basis @ (rotated / (len(X) * curvature[:-1] + alphas[:, None])[..., None])
     return RidgePath(alphas, weights, np.tile(targets.mean(0), (len(alphas), 1)), mean, scale)
@@ -244,7 +238,7 @@ def _moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.where(var <= eps * var + (eps * mean) ** 2, 1, var))
 
 
-def _eigenbasis(xp: ModuleType, put: Any, Xs: Array) -> tuple[Array, np.ndarray]:
+def _eigenbasis(Xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return an eigenbasis (D, R) of the covariance, spanning the rows of Xs, and the eigenvalues (R + 1,).
 
     The last value belongs to the intercept, whose column is given the size of the leading one: then the stopping rule of
@@ -252,46 +246,45 @@ def _eigenbasis(xp: ModuleType, put: Any, Xs: Array) -> tuple[Array, np.ndarray]
     """
     n, d = Xs.shape
     if n < d:
-        _, s, Qt = xp.linalg.svd(Xs, full_matrices=False)
+        _, s, Qt = np.linalg.svd(Xs, full_matrices=False)
         values, basis = s**2 / n, Qt.mT
     else:
-        values, basis = xp.linalg.eigh(Xs.mT @ Xs / n)
+        values, basis = np.linalg.eigh(Xs.mT @ Xs / n)
     width = -(-(basis.shape[1] + 1) // 16) * 16
-    padded = put(np.zeros((d, width - 1)))
+    padded = np.zeros((d, width - 1))
     padded[:, : basis.shape[1]] = basis
     curvature = np.zeros(width)
-    curvature[: basis.shape[1]] = np.maximum(_host(values), 0)
+    curvature[: basis.shape[1]] = np.maximum(values, 0)
     curvature[-1] = max(curvature.max(), 1)
     return padded, curvature
 
 
-def _design(xp: ModuleType, Xs: Array, basis: Array, unit: float, dtype: str) -> Array:
+def _design(Xs: np.ndarray, basis: np.ndarray, unit: float, dtype: str) -> np.ndarray:
     """Return the rotated features and the intercept's column, (n, R + 1)."""
-    dtype = getattr(xp, dtype)
-    A = xp.empty((len(Xs), basis.shape[1] + 1), dtype=dtype, device=Xs.device)
-    A[:, :-1] = xp.asarray(Xs, dtype=dtype) @ xp.asarray(basis, dtype=dtype)
+    A = np.empty((len(Xs), basis.shape[1] + 1), dtype)
+    A[:, :-1] = Xs.astype(dtype) @ basis.astype(dtype)
     A[:, -1] = unit
     return A
 
 
-def _certify(xp, put, Xs: Array, Y: np.ndarray, V: np.ndarray, b: np.ndarray, lam: np.ndarray) -> list[np.ndarray]:
+def _certify(Xs: np.ndarray, Y: np.ndarray, V: np.ndarray, b: np.ndarray, lam: np.ndarray) -> list[np.ndarray]:
     """Return the best intercepts for V (P, K, D), and the objectives and certificates (P,) there, in double precision."""
-    Z = (put(V.reshape(-1, V.shape[2])) @ Xs.mT).reshape(*b.shape, len(Xs))
-    b, loss, Y = b.copy(), np.empty(len(b)), put(Y)
-    for s in _chunks(xp, len(b)):
+    Z = (V.reshape(-1, V.shape[2]) @ Xs.mT).reshape(*b.shape, len(Xs))
+    b, loss = b.copy(), np.empty(len(b))
+    for s in _each(len(b)):
         for _ in range(50):
-            R = Z[s] + put(b[s])[..., None]
-            loss[s], M = _residuals(xp, R, Y)
-            g = _host(R.mean(-1))
+            R = Z[s] + b[s][..., None]
+            loss[s], M = _residuals(R, Y)
+            g = R.mean(-1)
             if np.abs(g).max() < 1e-13:
                 break
             H = M + 1 / len(Y) + 1e-12 * np.eye(len(Y))  # + 1/K fixes the softmax gauge: sum(b) stays
             step = np.linalg.solve(H, g[..., None])[..., 0]
             b[s] -= step / np.maximum(np.abs(step).max(1, keepdims=True), 1)
         Z[s] = R
-    G = _host(Z.reshape(-1, len(Xs)) @ Xs).reshape(V.shape) / len(Xs) + lam[:, None, None] * V
+    G = (Z.reshape(-1, len(Xs)) @ Xs).reshape(V.shape) / len(Xs) + lam[:, None, None] * V
     objective = loss + lam / 2 * (V**2).sum((1, 2))
-    profiled = np.abs(_host(Z.mean(-1))).max(1) < 1e-12
+    profiled = np.abs(Z.mean(-1)).max(1) < 1e-12
     return [b, objective, np.where(profiled, (G**2).sum((1, 2)) / (2 * lam * objective), np.inf)]
 
 
@@ -315,10 +308,8 @@ def _coarse_to_fine(problem: "_Problem", W: np.ndarray, lam: np.ndarray, steps: 
 class _Problem:
     """Minimise F over heads W (P, K, R + 1) whose last column is the intercept; per-head numbers are NumPy float64."""
 
-    xp: ModuleType
-    put: Any
     dtype: str
-    A: Array  # (n, R + 1)
+    A: np.ndarray  # (n, R + 1)
     Y: np.ndarray  # (K, n)
     curvature: np.ndarray  # (R + 1,)
     tol: float  # a head ends when ||g||^2 / (2 lam F) is at most this
@@ -333,12 +324,12 @@ class _Problem:
         _, loss, M = self.search(Z, 0 * Z, R, Y, *np.zeros((3, len(lam))))  # a step of length 0: evaluates Z
         G, pairs, best, idle = self.gradient(R, W, lam), [], np.full(len(lam), np.inf), np.zeros(len(lam), int)
         while True:
-            F = loss + lam / 2 * _dot(self.xp, W[..., :-1], W[..., :-1])
-            bound = _dot(self.xp, G, G) / (2 * lam * F)
+            F = loss + lam / 2 * _dot(W[..., :-1], W[..., :-1])
+            bound = _dot(G, G) / (2 * lam * F)
             idle, best = np.where(bound < best, 0, idle + 1), np.minimum(bound, best)
             done = (bound <= self.tol) | (steps[heads] >= self.max_iter) | (idle > PATIENCE[self.dtype])
             if done.any():
-                found[heads[done]] = _host(W[np.flatnonzero(done)])
+                found[heads[done]] = W[np.flatnonzero(done)]
                 keep = np.flatnonzero(~done)
                 heads, lam, best, idle, M, W, Z, R, G = (a[keep] for a in (heads, lam, best, idle, M, W, Z, R, G))
                 pairs = [tuple(a[keep] for a in pair) for pair in pairs]
@@ -346,29 +337,29 @@ class _Problem:
                 return found, steps
             D = self.direction(G, pairs, M, lam)
             Zd = self.logits(D)
-            ray = _dot(self.xp, G, D), *(lam * _dot(self.xp, U[..., :-1], D[..., :-1]) for U in (W, D))
+            ray = _dot(G, D), *(lam * _dot(U[..., :-1], D[..., :-1]) for U in (W, D))
             a, loss, M = self.search(Z, Zd, R, Y, *ray)
             steps[heads] += 1
             a = self.cast(a)[:, None, None]
             W, Z, D, old = W + a * D, Z + a * Zd, a * D, G
             G = self.gradient(R, W, lam)
-            pairs = [*pairs, (D, G - old, _inverse(_dot(self.xp, D, G - old), 0.0))][-MEMORY:]
+            pairs = [*pairs, (D, G - old, _inverse(_dot(D, G - old), 0.0))][-MEMORY:]
 
-    def cast(self, a: np.ndarray) -> Array:
-        """Put an array on the device in the working precision."""
-        return self.put(a, dtype=getattr(self.xp, self.dtype))
+    def cast(self, a: np.ndarray) -> np.ndarray:
+        """Return an array in the working precision."""
+        return np.asarray(a, self.dtype)
 
-    def logits(self, W: Array) -> Array:
+    def logits(self, W: np.ndarray) -> np.ndarray:
         """Return (P, K, n)."""
         return (W.reshape(-1, W.shape[-1]) @ self.A.mT).reshape(*W.shape[:2], len(self.A))
 
-    def gradient(self, R: Array, W: Array, lam: np.ndarray) -> Array:
+    def gradient(self, R: np.ndarray, W: np.ndarray, lam: np.ndarray) -> np.ndarray:
         """Return the gradient (P, K, R + 1) at W, whose residuals are R (P, K, n)."""
         G = (R.reshape(-1, len(self.A)) @ self.A).reshape(W.shape) / len(self.A)
         G[..., :-1] += self.cast(lam)[:, None, None] * W[..., :-1]
         return G
 
-    def direction(self, G: Array, pairs: list[tuple], M: np.ndarray, lam: np.ndarray) -> Array:
+    def direction(self, G: np.ndarray, pairs: list[tuple], M: np.ndarray, lam: np.ndarray) -> np.ndarray:
         """Return minus the L-BFGS approximation of H^-1 G (two-loop recursion; Nocedal & Wright, algorithm 7.4)."""
         mu, U = np.linalg.eigh(M + 1 / M.shape[1])  # + 1/K: the softmax gauge, along which G is zero
         H = np.maximum(mu, 1e-9)[:, :, None] * self.curvature
@@ -376,31 +367,38 @@ class _Problem:
         H, U = self.cast(1 / H), self.cast(U)
         q, scale, weights = G, np.ones(len(lam)), []
         for s, y, rho in reversed(pairs):
-            weights.append(self.cast(rho * _dot(self.xp, s, q))[:, None, None])
+            weights.append(self.cast(rho * _dot(s, q))[:, None, None])
             q = q - weights[-1] * y
         if pairs:
             s, y, rho = pairs[-1]
             Uy = U.mT @ y
-            scale = _inverse(rho * _dot(self.xp, Uy, H * Uy), 1.0)
+            scale = _inverse(rho * _dot(Uy, H * Uy), 1.0)
         q = U @ (self.cast(scale)[:, None, None] * H * (U.mT @ q))
         for (s, y, rho), weight in zip(pairs, reversed(weights), strict=True):
-            q = q + (weight - self.cast(rho * _dot(self.xp, y, q))[:, None, None]) * s
+            q = q + (weight - self.cast(rho * _dot(y, q))[:, None, None]) * s
         return -q
 
     def search(
-        self, Z: Array, Zd: Array, R: Array, Y: Array, slope: np.ndarray, linear: np.ndarray, square: np.ndarray
+        self,
+        Z: np.ndarray,
+        Zd: np.ndarray,
+        R: np.ndarray,
+        Y: np.ndarray,
+        slope: np.ndarray,
+        linear: np.ndarray,
+        square: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Find steps a (P,) along Zd; write the residuals at Z + a Zd to R, return a, the loss and the class covariance.
 
         slope (P,) is that of F at 0; linear and square are the penalty's: lam W'D and lam D'D.
         """
         a, loss, M = np.where(slope < 0, 1.0, 0.0), np.empty(len(Z)), np.empty((len(Z), len(Y), len(Y)))
-        for s in _chunks(self.xp, len(Z)):
+        for s in _each(len(Z)):
             ends, slopes = np.array([0 * a[s], 0 * a[s] + np.inf]), np.array([slope[s], 0 * slope[s]])
             for _ in range(TRIALS):
                 R[s] = Z[s] + self.cast(a[s])[:, None, None] * Zd[s]
-                loss[s], M[s] = _residuals(self.xp, R[s], Y)
-                now = _dot(self.xp, R[s], Zd[s]) / len(self.A) + linear[s] + a[s] * square[s]
+                loss[s], M[s] = _residuals(R[s], Y)
+                now = _dot(R[s], Zd[s]) / len(self.A) + linear[s] + a[s] * square[s]
                 bad = (np.abs(now) > SIGMA * np.abs(slope[s])) & (slope[s] < 0)
                 if not bad.any():
                     break
@@ -417,20 +415,20 @@ def _next_point(a: np.ndarray, now: np.ndarray, ends: np.ndarray, slopes: np.nda
     return np.where(np.isfinite(high), inside, a * 4)
 
 
-def _residuals(xp: ModuleType, T: Array, Y: Array) -> tuple[np.ndarray, np.ndarray]:
+def _residuals(T: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turn logits T (p, K, n) in place into softmax(T) - Y; return mean cross-entropy (p,), mean(diag(p) - p p') (p, K, K)."""
     n, k = T.shape[-1], T.shape[-2]
-    top = xp.amax(T, axis=-2)
-    loss = top.sum(-1) - xp.linalg.vecdot(T, Y).sum(-1)
+    top = T.max(-2)
+    loss = top.sum(-1) - np.linalg.vecdot(T, Y).sum(-1)
     T -= top[:, None]
-    xp.exp(T, out=T)
+    np.exp(T, out=T)
     total = T.sum(-2)
     T /= total[:, None]
-    loss = (loss + xp.log(total).sum(-1)) / n
+    loss = (loss + np.log(total).sum(-1)) / n
     M = -(T @ T.mT) / n
     M[:, range(k), range(k)] += T.sum(-1) / n
     T -= Y
-    return np.asarray(_host(loss), float), np.asarray(_host(M), float)
+    return loss.astype(float), M.astype(float)
 
 
 def _inverse(x: np.ndarray, otherwise: float) -> np.ndarray:
@@ -438,136 +436,20 @@ def _inverse(x: np.ndarray, otherwise: float) -> np.ndarray:
     return np.divide(1, x, out=np.full_like(x, otherwise), where=x > 0)
 
 
-def _dot(xp: ModuleType, a: Array, b: Array) -> np.ndarray:
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the (P,) inner products of two (P, K, m) arrays."""
-    return np.asarray(_host(xp.linalg.vecdot(a, b)), float).sum(-1)
+    return np.linalg.vecdot(a, b).astype(float).sum(-1)
 
 
-def _chunks(xp: ModuleType, p: int) -> list[slice]:
-    """Cut p heads: one at a time on NumPy, where a head's logits then stay in the cache; all at once elsewhere."""
-    return [slice(i, i + 1) for i in range(p)] if xp is np else [slice(0, p)]
-
-
-def _namespace(device: Any) -> ModuleType:
-    """Return the array library of a device."""
-    return np if isinstance(device, str) and device == "cpu" else import_module("torch")
-
-
-def _host(a: Array) -> np.ndarray:
-    """Return a NumPy array."""
-    return a if isinstance(a, np.ndarray) else a.cpu().numpy()
-
-
-# ---- the recipe of FetalCLIP's probe ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """AdamW on unweighted cross-entropy, as in FetalCLIP's six-plane probe (without its augmented copies)."""
-
-    lr: float = 3e-4  # per step
-    weight_decay: float = 0.01  # decoupled
-    batch: int = 64  # images; the last incomplete batch of an epoch is dropped
-    epochs: int = 50
-
-
-@dataclass(frozen=True)
-class SgdHeads(Heads):
-    """Heads of one fold, one per seed (``strength`` holds the seeds), each from its epoch of lowest validation loss."""
-
-    loss: np.ndarray  # (R,) that validation cross-entropy
-    epoch: np.ndarray  # (R,) that epoch, from 1
-
-
-def fit_sgd(
-    X: np.ndarray,
-    y: np.ndarray,
-    train_sets: Sequence[np.ndarray],
-    val_sets: Sequence[np.ndarray],
-    n_classes: int,
-    seeds: Sequence[int],
-    recipe: Recipe = Recipe(),
-    device: Any = "cpu",
-) -> list[SgdHeads]:
-    """Train a linear layer per fold and seed by AdamW, all stacked in one batched product per step.
-
-    Each run equals the plain loop ``torch.manual_seed(seed); nn.Linear(D, K); per epoch torch.randperm(n)`` on its own rows:
-    same initial weights, same batches. Features are not standardised. Not comparable with the macro F1 of 94.73 published
-    for FetalCLIP's probe, which trained on five augmented copies of each image and no clean one.
-
-    X, y, train_sets, n_classes, errors: see ``fit_paths``; moreover a train set must hold a batch. seeds: R numbers, the
-    same for every fold.
-    """
-    import torch
-
-    X = _features(X).astype(np.float32)
-    y, seeds = _labels(y, len(X), n_classes), np.array(seeds)
-    rows, held_out = _train_rows(train_sets, y, n_classes), [_rows(r, len(y), f, "val") for f, r in enumerate(val_sets)]
-    if len(rows) != len(held_out) or not len(seeds) or min(map(len, rows)) < recipe.batch:
-        raise InputError(f"expected a val set per train set, seeds, and {recipe.batch} rows or more in each train set")
-    order = sorted(range(len(rows)), key=lambda f: -len(rows[f]))  # runs with most steps first: the active ones lead
-    runs = _Runs(torch, device, X, y, n_classes, [(rows[f], int(s)) for f in order for s in seeds], recipe)
-    best, loss, epochs = runs.theta.clone(), np.full(len(runs.sets), np.inf), np.zeros(len(runs.sets), int)
-    for epoch in range(1, recipe.epochs + 1):
-        runs.train_epoch()
-        now = np.concatenate([runs.losses(held_out[f], i * len(seeds), len(seeds)) for i, f in enumerate(order)])
-        better = np.flatnonzero(now < loss)
-        best[better], loss[better], epochs[better] = runs.theta[better], now[better], epoch
-    best, (zero, one) = best.cpu().numpy().astype(float), (np.zeros(X.shape[1]), np.ones(X.shape[1]))
-    runs_of = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in np.argsort(order)]  # fold by fold
-    return [SgdHeads(seeds, best[s, :-1], best[s, -1], zero, one, loss[s], epochs[s]) for s in runs_of]
-
-
-class _Runs:
-    """Linear layers theta (B, D + 1, K) trained side by side; the last row is the bias. Longest train sets come first."""
-
-    def __init__(
-        self, torch: ModuleType, device: Any, X: np.ndarray, y: np.ndarray, k: int, sets: list, recipe: Recipe
-    ):
-        self.torch, self.recipe, self.sets = torch, recipe, [(torch.as_tensor(rows), seed) for rows, seed in sets]
-        self.X = torch.as_tensor(np.c_[X, np.ones(len(X), np.float32)], device=device)
-        self.Y = torch.as_tensor(_onehot(y, k).T, dtype=torch.float32, device=device)
-        self.generators = [torch.Generator().manual_seed(seed) for _, seed in sets]
-        self.theta = torch.stack([self._layer(X.shape[1], k, g) for g in self.generators]).to(device)
-        self.first, self.second = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
-        self.batches, self.steps = np.array([len(rows) // recipe.batch for rows, _ in sets]), np.zeros(len(sets))
-
-    def _layer(self, d: int, k: int, generator: Any) -> Array:
-        """Return the (d + 1, k) initial values of torch's ``nn.Linear(d, k)``."""
-        weight = self.torch.nn.init.kaiming_uniform_(self.torch.empty(k, d), a=5**0.5, generator=generator)
-        bias = self.torch.empty(k).uniform_(-(d**-0.5), d**-0.5, generator=generator)
-        return self.torch.cat([weight.T, bias[None]])
-
-    def train_epoch(self) -> None:
-        """Pass once over each train set, in the run's own order."""
-        runs = zip(self.sets, self.generators, strict=True)
-        orders = [rows[self.torch.randperm(len(rows), generator=g)] for (rows, _), g in runs]
-        for t in range(self.batches[0]):
-            active = int((self.batches > t).sum())
-            self._step(self.torch.stack([o[t * self.recipe.batch :][: self.recipe.batch] for o in orders[:active]]))
-
-    def _step(self, index: Array) -> None:
-        """Take one AdamW step (torch's defaults: betas 0.9 and 0.999, eps 1e-8) for the first m runs, on rows index (m, batch)."""
-        active = slice(0, len(index))
-        x, theta, first, second = self.X[index], self.theta[active], self.first[active], self.second[active]
-        gradient = x.mT @ ((x @ theta).softmax(-1) - self.Y[index]) / index.shape[1]
-        self.steps[active] += 1
-        fix1, fix2 = (theta.new_tensor(1 - beta ** self.steps[active])[:, None, None] for beta in (0.9, 0.999))
-        theta *= 1 - self.recipe.lr * self.recipe.weight_decay
-        first.lerp_(gradient, 0.1)
-        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        theta -= self.recipe.lr * (first / fix1) / ((second / fix2).sqrt() + 1e-8)
-
-    def losses(self, rows: np.ndarray, start: int, count: int) -> np.ndarray:
-        """Return the mean cross-entropies (count,) of neighbouring runs on some rows."""
-        scores = (self.X[rows] @ self.theta[start : start + count]).log_softmax(-1)
-        return -_host((scores * self.Y[rows]).sum(-1).mean(-1)).astype(float)
+def _each(p: int) -> list[slice]:
+    """Cut p heads one by one: the logits of one then stay in the processor's cache."""
+    return [slice(i, i + 1) for i in range(p)]
 
 
 # ---- what goes in ----------------------------------------------------------------------------------------------------
 
 
-def _features(X: np.ndarray) -> np.ndarray:
+def check_features(X: np.ndarray) -> np.ndarray:
     """Return X if it is a finite (n, D) array of floats."""
     X = np.asarray(X)
     if X.ndim != 2 or not X.size or X.dtype.kind != "f":
@@ -580,7 +462,7 @@ def _features(X: np.ndarray) -> np.ndarray:
     return X
 
 
-def _labels(y: np.ndarray, n: int, n_classes: int) -> np.ndarray:
+def check_labels(y: np.ndarray, n: int, n_classes: int) -> np.ndarray:
     """Return y if it holds n integers in 0..n_classes-1."""
     y = np.asarray(y)
     if y.shape != (n,) or y.dtype.kind not in "iu":
@@ -600,7 +482,7 @@ def _grid(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _rows(rows: np.ndarray, n: int, fold: int, part: str) -> np.ndarray:
+def check_rows(rows: np.ndarray, n: int, fold: int, part: str) -> np.ndarray:
     """Return row numbers if there are some and all are in 0..n-1."""
     rows = np.asarray(rows)
     if rows.ndim != 1 or not rows.size or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n:
@@ -609,9 +491,9 @@ def _rows(rows: np.ndarray, n: int, fold: int, part: str) -> np.ndarray:
     return rows
 
 
-def _train_rows(train_sets: Sequence[np.ndarray], y: np.ndarray, n_classes: int) -> list[np.ndarray]:
+def check_train_sets(train_sets: Sequence[np.ndarray], y: np.ndarray, n_classes: int) -> list[np.ndarray]:
     """Return the train sets if each holds every class."""
-    sets = [_rows(rows, len(y), fold, "train") for fold, rows in enumerate(train_sets)]
+    sets = [check_rows(rows, len(y), fold, "train") for fold, rows in enumerate(train_sets)]
     for fold, rows in enumerate(sets):
         absent = np.setdiff1d(np.arange(n_classes), y[rows]).tolist()
         if absent:
@@ -621,13 +503,11 @@ def _train_rows(train_sets: Sequence[np.ndarray], y: np.ndarray, n_classes: int)
     return sets
 
 
-def _onehot(y: np.ndarray, n_classes: int) -> np.ndarray:
+def onehot(y: np.ndarray, n_classes: int) -> np.ndarray:
     """Return (K, n) zeros and ones, float64."""
     return (np.arange(n_classes)[:, None] == y).astype(float)
 
 
 def _nll(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the mean negative log-likelihoods (P,) of logits (P, n, K)."""
-    top = logits.max(-1)
-    total = np.log(np.exp(logits - top[..., None]).sum(-1)) + top
-    return (total - logits[:, np.arange(len(y)), y]).mean(-1)
+    return (logsumexp(logits, axis=-1) - logits[:, np.arange(len(y)), y]).mean(-1)

@@ -166,7 +166,7 @@ def write(bench: Bench, path: Path, rows: pd.DataFrame, about: dict) -> None:
 
 def _logistic(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
     train = [fold.train for fold in folds]
-    fitted = probing.fit_paths(bench.features, bench.labels, train, bench.classes, device=bench.about["device"])
+    fitted = probing.fit_paths(bench.features, bench.labels, train, bench.classes)
     return [_strength(bench, fold, path, "C") for fold, path in zip(folds, fitted, strict=True)]
 
 
@@ -193,20 +193,23 @@ def _knn(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
     return [(scores(fold), {"name": "k", "strength": 20, "temperature": 0.07}) for fold in folds]
 
 
-def _sgd(bench: Bench, folds: list[Fold]) -> list[tuple[Scores, dict]]:
-    train, validation = [fold.train for fold in folds], [fold.validation for fold in folds]
-    seeds, device = [bench.study.seed], bench.about["device"]
-    heads = probing.fit_sgd(bench.features, bench.labels, train, validation, bench.classes, seeds, device=device)
-    return [
-        (
-            lambda X, head=head: head.logits(X, 0),
-            {"name": "epoch", "strength": int(head.epoch[0]), "loss": float(head.loss[0])},
-        )
-        for head in heads
-    ]
+PROBES = {"logistic": _logistic, "ridge": _ridge, "knn": _knn}
 
 
-PROBES = {"logistic": _logistic, "ridge": _ridge, "knn": _knn, "sgd": _sgd}
+def register_probe(name: str, title: str, fit: Callable[[Bench, list[Fold]], list[tuple[Scores, dict]]]) -> None:
+    """Add a probe of your own, e.g. from an extension of a study.
+
+    Parameters
+    ----------
+    name, title
+        In the study and in file names; in tables.
+    fit
+        Returns, for every fold, a function from embeddings to logits, and what was chosen, for the sidecar (``name`` and
+        ``strength`` at least). It may use the fold's training and validation rows.
+    """
+    if name in recipe.PROTOCOLS:
+        raise InputError(f"there is a protocol {name!r} already: expected a new name")
+    PROBES[name], recipe.PROTOCOLS[name] = fit, title
 
 
 def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[Path]:
@@ -350,12 +353,8 @@ def choices(files: list[Path]) -> pd.DataFrame:
     rows = []
     for path in files:
         about = artifacts.checked(path)
-        rows.append(
-            {
-                "fold": int(path.stem.removeprefix("fold")),
-                **{k: v for k, v in about["chosen"].items() if k not in ("curve", "index")},
-            }
-        )
+        told = {name: value for name, value in about["chosen"].items() if name not in ("curve", "index")}
+        rows.append({"fold": int(path.stem.removeprefix("fold")), **told})
     return pd.DataFrame(rows)
 
 

@@ -5,6 +5,13 @@ from dataclasses import dataclass, field
 from fpbench.errors import InputError
 
 VERSION = 1  # of the training loop; raise it when its numbers change
+PROTOCOLS = {  # name in a study and in file names -> title in tables; ``protocols.register_probe`` adds to it
+    "logistic": "linear probing",
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "ridge": "ridge probe",
+    "knn": "k nearest neighbours",
+}
 MODES = ("full", "lora")  # every weight, or low-rank additions to the linear layers of a transformer
 
 

@@ -32,13 +32,7 @@ from fpbench.tasks import Task
 
 RESAMPLES, RANK_RESAMPLES = 10_000, 1_000  # RANK: for AUROC, whose cost grows with images, not groups
 RANKED = "AUROC"
-NAMES = (
-    metrics.HEADLINE,
-    "weighted F1",
-    "accuracy",
-    "balanced accuracy",
-    *metrics.CALIBRATION,
-)  # AUROC on demand: it is slow
+NAMES = (metrics.HEADLINE, "weighted F1", "accuracy", "balanced accuracy", *metrics.CALIBRATION)  # AUROC is slow
 METHODS = ("percentile", "BCa")
 BLOCK = 500  # resamples at a time: below 300 MB for 14 models, 5 folds, 896 groups
 SAME = 1e-12  # scores closer than this are equal: they differ by rounding

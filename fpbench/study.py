@@ -16,14 +16,12 @@ import yaml
 
 from fpbench import artifacts, paths
 from fpbench.errors import InputError, MissingError
-from fpbench.recipe import MODES, Augmentation, Recipe
+from fpbench.recipe import MODES, PROTOCOLS, Augmentation, Recipe
 from fpbench.tasks import Task, get_task
 
 if TYPE_CHECKING:
     from fpbench.cohorts import Cohort
     from fpbench.encoders import Encoder
-
-PROBES = ("logistic", "ridge", "knn", "sgd")
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,20 @@ class Study:
     split: str = "official"  # official | crossval
     folds: int = 5
     seed: int = 0  # of the folds and of every fit
-    probes: list[str] = field(default_factory=lambda: ["logistic"])  # of PROBES
+    probes: list[str] = field(default_factory=lambda: ["logistic"])  # logistic, ridge, knn, or of an extension
     threads: int = 2  # of every computation on the CPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     full: list[str] = field(default_factory=list)  # encoders to fine-tune whole
     lora: list[str] = field(default_factory=list)  # encoders to fine-tune by low-rank additions
     recipe: Recipe = field(default_factory=Recipe)  # of both
-    extensions: list[str] = field(default_factory=list)  # Python files that register encoders or cohorts
+    extensions: list[str] = field(default_factory=list)  # Python files that register encoders, cohorts, probes
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
         get_task(self.task)
-        if unknown := [probe for probe in self.probes if probe not in PROBES]:
-            raise InputError(f"unknown probes {unknown}: expected some of {', '.join(PROBES)}")
+        known = [name for name in PROTOCOLS if name not in MODES]
+        if unknown := [probe for probe in self.probes if probe not in known]:
+            raise InputError(f"unknown probes {unknown}: expected some of {', '.join(known)}, or of an extension")
         names = [spec.name for spec in self.encoders]
         if not names or len(set(names)) < len(names):
             raise InputError(f"expected encoders with different names, found {names}")
@@ -230,15 +229,15 @@ def load_study(name: str | Path) -> Study:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not a YAML file of plain values ({error})") from None
-    study = _build(Study, content, str(path))
-    for file in study.extensions:
-        extension(file)
-    return study
+    named = content.get("extensions") if isinstance(content, dict) else None
+    for file in named if isinstance(named, list) else []:
+        extension(str(file))
+    return _build(Study, content, str(path))
 
 
 @cache
 def extension(file: str) -> ModuleType:
-    """Return the module of a Python file that registers encoders or cohorts; it is executed once in a process."""
+    """Return the module of a Python file of a study, e.g. one that registers encoders; it is executed once in a process."""
     path = paths.expand(file)
     if not path.is_file():
         raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")

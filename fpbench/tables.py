@@ -13,17 +13,10 @@ import pandas as pd
 
 from fpbench import artifacts, metrics
 from fpbench.errors import InputError
+from fpbench.recipe import PROTOCOLS
 from fpbench.study import Study
 from fpbench.tasks import Task
 
-PROTOCOLS = {
-    "logistic": "linear probing",
-    "full": "full fine-tuning",
-    "lora": "LoRA",
-    "ridge": "ridge probe",
-    "knn": "k nearest neighbours",
-    "sgd": "SGD probe, FetalCLIP-like",
-}
 VIEW = ("population", "classes", "rule", "duplicates")
 MODEL = ("encoder", "protocol")
 DUPLICATES = {"as published": False, "de-duplicated": True}

@@ -130,6 +130,7 @@ label: made by a test
 split: {split}
 folds: 4
 threads: 1
+extensions: [studies/probes/fetalclip.py]
 probes: [logistic, ridge, knn, sgd]
 cohorts:
   - {{name: spain, root: "{spain}"}}

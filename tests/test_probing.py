@@ -12,6 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 from fpbench import probing
 from fpbench.errors import InputError
+from fpbench.study import extension
+
+fetalclip = extension("studies/probes/fetalclip.py")
 
 NINE = 10 ** np.linspace(-5, 0, 9)
 
@@ -166,14 +169,6 @@ def test_constant_embeddings_give_the_class_shares():
     np.testing.assert_allclose(softmax(path.intercept, 1), np.tile([0.1, 0.3, 0.6], (9, 1)), atol=1e-9)
 
 
-def test_torch_runs_the_same_code():
-    torch = pytest.importorskip("torch")
-    X, y, path = fitted("tall", 1e-12)
-    other = probing.fit_paths(X, y, [np.arange(len(y))], 4, NINE, 1e-12, device=torch.device("cpu"))[0]
-    assert other.converged.all()
-    np.testing.assert_allclose(other.weights, path.weights, atol=1e-5)
-
-
 def test_all_logits_are_the_logits_of_each_head():
     X, _, path = fitted("tall")
     every = path.all_logits(X[:7])
@@ -260,9 +255,9 @@ def test_stacked_sgd_equals_one_plain_loop_per_run():
     X = X + 5 * (np.arange(16) == 3).astype(np.float32)
     train = [np.arange(0, 130), np.arange(100, 340), np.arange(20, 171)]  # 4, 7 and 4 batches of 32
     val = [np.arange(340, 400), np.arange(0, 50), np.arange(340, 370)]
-    recipe = probing.Recipe(lr=0.03, weight_decay=0.1, batch=32, epochs=12)
+    recipe = fetalclip.Recipe(lr=0.03, weight_decay=0.1, batch=32, epochs=12)
     state = torch.get_rng_state()
-    stacked = probing.fit_sgd(X, y, train, val, 4, seeds=[3, 11], recipe=recipe)
+    stacked = fetalclip.fit_sgd(X, y, train, val, 4, seeds=[3, 11], recipe=recipe)
     assert torch.equal(state, torch.get_rng_state())
     for fold, runs in enumerate(stacked):
         for i, seed in enumerate(runs.strength):
@@ -317,7 +312,7 @@ def test_bad_input_of_the_other_probes():
     with pytest.raises(InputError, match="alphas"):
         probing.fit_ridge(X, y, EVERY, 4, np.array([1.0, 2.0]))
     with pytest.raises(InputError, match="64 rows"):
-        probing.fit_sgd(X, y, EVERY, EVERY, 4, seeds=[0])
+        fetalclip.fit_sgd(X, y, EVERY, EVERY, 4, seeds=[0])
 
 
 def test_import_does_not_load_torch():

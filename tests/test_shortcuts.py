@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import artifacts, efficiency, embeddings, load_study, make_splits, predictions, protocols, shortcuts
+from fpbench import artifacts, embeddings, load_study, make_splits, predictions, protocols
 from fpbench.cohorts import Cohort
 from fpbench.protocols import Bench
+from fpbench.study import extension
+
+shortcuts, efficiency = (extension(f"studies/questions/{name}.py") for name in ("shortcuts", "efficiency"))
 
 ABOUT = {"name": "e", "fingerprint": {"dim": 2, "norm": 1.0, "values": [0.5] * 16, "digest": "a"}, "device": "cpu"}
 

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
     from fpbench.encoders.checkpoint import Layout
 
-FAMILIES = (
-    "timm",
-    "open_clip",
-    "hf",
-)  # each a module with ``plan(architecture, weights, pooling, options, ignore) -> Plan``
+# each a module with ``plan(architecture, weights, pooling, options, ignore) -> Plan``
+FAMILIES = ("timm", "open_clip", "hf")
 MINI = "-mini"  # of a catalogue name: the same code, a few thousand random numbers
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import yaml
+
 from fpbench.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -31,16 +33,7 @@ KNOWN = {
 HARMLESS = {"_codecs", "argparse", "codecs", "collections", "copyreg", "datetime", "decimal", "enum", "functools", "operator",
             "pathlib", "random", "types", "typing", "uuid", "builtins"}  # fmt: skip
 COMMANDS = {"eval", "exec", "compile", "open", "__import__", "input", "breakpoint"}  # of builtins
-USUALLY = (  # pattern of a name that does not belong, what such a file is
-    ("image_encoder.*", "a whole SAM or MedSAM model from another project"),
-    ("decoder*", "a masked-autoencoder checkpoint with its decoder"),
-    ("pos_embed", "a plain ViT, or another release of the model (USFM had three)"),
-    ("*.attn.relative_position_bias_table", "a fine-tuned model, with one position table per block"),
-    ("visual.trunk.*", "a CLIP model with a timm image tower"),
-    ("optimizer*", "a training checkpoint"),
-    ("*head.*", "a fine-tuned model with its classifier"),
-    ("fc.*", "a fine-tuned model with its classifier"),
-)
+NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text())  # of tensors in files
 
 
 @dataclass(frozen=True)
@@ -235,7 +228,9 @@ def complaint(what: str, missing: list[str], unexpected: list[str], shapes: list
     for title, names in found.items():
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         lines += [f"  {title} ({len(names)}): {', '.join(names[:6])}{more}"] if names else []
-    usual = next((text for pattern, text in USUALLY if any(fnmatchcase(name, pattern) for name in unexpected)), None)
+    usual = next(
+        (text for pattern, text in NAMES["usually"] if any(fnmatchcase(name, pattern) for name in unexpected)), None
+    )
     lines += [f"  Such a file is usually {usual}."] if usual else []
     if (missing or unexpected) and not shapes:
         lines.append(f"If you know that this is right, overrule with ignore={[*missing, *unexpected]}")

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from fpbench.encoders.checkpoint import Layout, renamed
+from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 from fpbench.encoders.tower import Mean, Tower
 
 FULL = {"native": 1024}
@@ -19,18 +19,6 @@ MINI = {
     "native": 64, "hidden_size": 48, "output_channels": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
     "mlp_dim": 96, "window_size": 3, "global_attn_indexes": [1, 3],
 }  # fmt: skip
-NAMES = renamed(  # transformers -> mmpretrain
-    (r"^trunk\.", "backbone."),
-    (r"^pool\.0\.", "backbone.neck."),
-    (r"patch_embed\.projection", "patch_embed.projection"),
-    (r"layer_norm([12])", r"ln\1"),
-    (r"mlp\.lin1", "ffn.layers.0.0"),
-    (r"mlp\.lin2", "ffn.layers.1"),
-    (r"neck\.conv1", "channel_reduction.0"),
-    (r"neck\.ln1", "channel_reduction.1"),
-    (r"neck\.conv2", "channel_reduction.2"),
-    (r"neck\.ln2", "channel_reduction.3"),
-)
 
 
 class SamTower(Tower):
@@ -68,7 +56,9 @@ def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tu
     del trunk.neck
     pool = nn.Sequential(neck, Last(), Mean()) if pooling == "neck_mean" else Mean()
     unused = () if pooling == "neck_mean" else ("backbone.channel_reduction.*",)
-    layout = Layout(NAMES, "backbone.", left_out=unused, adapt=partial(resize_tables, grid=native // 16))
+    layout = Layout(
+        renamed(*NAMES["ultrasam"]), "backbone.", left_out=unused, adapt=partial(resize_tables, grid=native // 16)
+    )
     return SamTower(trunk, pool), (layout,)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import timm
 from torch import Tensor, nn
 
-from fpbench.encoders.checkpoint import Layout, renamed
+from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 from fpbench.encoders.tower import ClassToken, Mean, Tower
 
 TRUNK = (r"^trunk\.", "")
@@ -32,23 +32,11 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
         "cls": ClassToken,
         "patch_mean": partial(Mean, skip=1),
     }
-    names = renamed(
-        (r"^pool\.1\.weight", "visual.proj"), (r"^trunk\.", "visual."), (r"blocks\.", "transformer.resblocks."),
-        (r"cls_token", "class_embedding"), (r"pos_embed", "positional_embedding"), (r"patch_embed\.proj", "conv1"),
-        (r"norm_pre", "ln_pre"), (r"visual\.norm\.", "visual.ln_post."), (r"norm([12])", r"ln_\1"),
-        (r"attn\.qkv\.", "attn.in_proj_"), (r"attn\.proj", "attn.out_proj"), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
-    )  # fmt: skip
-    text = (
-        "positional_embedding",
-        "text_projection",
-        "logit_scale",
-        "token_embedding.weight",
-        "ln_final.*",
-        "transformer.resblocks.*",
-    )
     unused = () if pooling == "projected" else ("visual.proj",)
     context = {"positional_embedding": (117, 768)}  # any other CLIP ViT-L/14 has (77, 768) and else the same names
-    return Tower(trunk, pools[pooling]()), (Layout(names, left_out=(*text, *unused), shapes=context, adapt=_clip),)
+    return Tower(trunk, pools[pooling]()), (
+        Layout(renamed(*NAMES["fetalclip"]), left_out=(*NAMES["fetalclip_text"], *unused), shapes=context, adapt=_clip),
+    )
 
 
 def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -91,16 +79,9 @@ def dinov3(size: int, pooling: str, mini: bool, bf16_periods: bool = False) -> t
     pool = ClassToken() if pooling == "cls" else Mean(trunk.num_prefix_tokens)
     scale = (r"gamma_([12])", r"ls\1.gamma")
     meta = renamed(TRUNK, ("reg_token", "storage_tokens"), scale)
-    parts = r"\1q_proj.weight+\1k_proj.weight+\1v_proj.weight"
-    transformers = renamed(
-        (r"^trunk\.(cls_token)", r"embeddings.\1"), (r"^trunk\.reg_token", "embeddings.register_tokens"),
-        (r"^trunk\.patch_embed\.proj", "embeddings.patch_embeddings"), TRUNK, (r"^blocks\.", "layer."),
-        (r"gamma_([12])", r"layer_scale\1.lambda1"), (r"attn\.", "attention."), (r"attention\.proj", "attention.o_proj"),
-        (r"^(.*)qkv\.weight", parts), (r"mlp\.fc1", "mlp.up_proj"), (r"mlp\.fc2", "mlp.down_proj"),
-    )  # fmt: skip
     zero = ("*.attn.qkv.bias", "*.attn.q_bias", "*.attn.v_bias", "*.attention.[qv]_proj.bias")
     return Tower(trunk, pool), (
         Layout(renamed(TRUNK), zero=zero),
         Layout(meta, left_out=("mask_token", "*.bias_mask", "rope_embed.periods"), zero=zero),
-        Layout(transformers, left_out=("embeddings.mask_token",), zero=zero),
+        Layout(renamed(*NAMES["dinov3"]), left_out=("embeddings.mask_token",), zero=zero),
     )

@@ -41,8 +41,7 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
     todo = [bench.splits.fold(n) for n, path in enumerate(files) if not predictions.is_current(path, key)]
     cells = [(fold, size, seed) for fold in todo for size in sizes for seed in range(draws)]
     train = [draw(bench, *cell) for cell in cells]
-    device = bench.about["device"]
-    paths = probing.fit_paths(bench.features, bench.labels, train, bench.classes, device=device) if cells else []
+    paths = probing.fit_paths(bench.features, bench.labels, train, bench.classes) if cells else []
     rows = {fold.number: [] for fold in todo}
     for (fold, size, seed), mine, path in zip(cells, train, paths, strict=True):
         choice = probing.choose(path, bench.features[fold.validation], bench.labels[fold.validation])
