@@ -150,16 +150,13 @@ def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run) -
 
 def write(bench: Bench, path: Path, rows: pd.DataFrame, about: dict) -> None:
     """Write a predictions file with its sidecar; ``about`` holds its key and what was chosen."""
+    made = {**artifacts.provenance(), "threads": bench.study.threads, "peak_memory": artifacts.peak_memory()}
     sidecar = {
         "study": asdict(bench.study),
         "study_hash": artifacts.digest(asdict(bench.study)),
         "splits": bench.splits.digest(),
         "encoder": bench.about,
-        "provenance": {
-            **artifacts.provenance(),
-            "threads": bench.study.threads,
-            "peak_memory": artifacts.peak_memory(),
-        },
+        "provenance": made,
     }
     predictions.write(path, rows, bench.task, {**sidecar, **about})
 

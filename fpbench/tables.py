@@ -79,13 +79,8 @@ def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score
 def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Return mean and SD over folds (and folds, images) of each metric of each model and view."""
     grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False)
-    columns = {
-        "mean": ("value", "mean"),
-        "sd": ("value", "std"),
-        "folds": ("value", "size"),
-        "images": ("images", "mean"),
-    }
-    return grouped.agg(**columns).reset_index()
+    table = grouped.agg(mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean"))
+    return table.reset_index()
 
 
 def overview(
