@@ -31,7 +31,7 @@ notebooks: install  ## execute the demo anew and rewrite the committed notebooks
 	$(MAKE) figures
 
 figures:  ## rewrite figures/ from the last `make notebooks`
-	rm -f figures/*.png && cp $(addprefix $(FRESH)/demo/figures/, 0[23]_*.png 06_[sp]*.png 0[4-6]_*$(SHOWN)*.png) figures/
+	rm -f figures/*.png && cp $(addprefix $(FRESH)/demo/figures/, 0[23789]_*.png 06_[sp]*.png 0[4-6]_*$(SHOWN)*.png) figures/
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -386,7 +386,9 @@ def differences(
                 row |= {"method": method, "low": low, "high": high, "p": p[name][k], "p_holm": holm(p[name])[k]}
                 fold_test = nadeau_bengio(folds, sample.test_share) if sample.stratum.any() else np.nan
                 rows.append(row | {"p_nadeau_bengio": fold_test, "reason": reason})
-    return pd.DataFrame(rows)
+    about = _about(boot, next(iter(boot.draws)), sample.models[0])
+    columns = [*about, "other", "value", "method", "low", "high", "p", "p_holm", "p_nadeau_bengio", "reason"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def ranking(boot: Bootstrap) -> pd.DataFrame:

@@ -88,3 +88,13 @@ def test_bad_input(y, logits, says):
         metrics.scores(np.array(y), logits, SHARED)
     with pytest.raises(InputError, match="unknown rule"):
         metrics.restrict(np.zeros((1, 6)), SHARED, "closed")
+
+
+def test_stored_labels_and_scores_give_the_macro_f1_that_was_worked_out_by_hand():
+    """As one would check a published file of predictions: true class and scores of 12 images, five candidate classes."""
+    true = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3])
+    said = np.array([0, 0, 0, 4, 1, 1, 0, 2, 2, 3, 3, 2])  # one abdomen goes to a class that the cohort does not have
+    logits = np.eye(5)[said] * 3.0 + np.linspace(0, 1, 60).reshape(12, 5)
+    by_hand = (2 * 3 / (4 + 4) + 2 * 2 / (3 + 2) + 2 * 2 / (2 + 3) + 2 * 2 / (3 + 2)) / 4
+    assert metrics.scores(true, logits, range(4))["macro F1"] == pytest.approx(by_hand, abs=1e-12)
+    assert by_hand == pytest.approx(0.7875, abs=1e-12)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import notebooks, paths
+from fpbench import artifacts, notebooks, paths
 from fpbench.errors import InputError, MissingError
 
 SOURCES = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -131,6 +132,19 @@ def test_the_sample_study_gives_table_1_on_real_images(sample_run):
         probed, found = table.loc["mobilenetv2-112", "linear probing"], gain.loc[population]
         assert found["value"] == pytest.approx(float(tuned[view][:5]) - float(probed[view][:5]), abs=2e-3)
         assert found["low"] < found["value"] < found["high"]
+    won = artifacts.read_json(folder / "findings" / "05_mobilenetv2-112_full.json")["lines"]
+    assert all("full fine-tuning minus linear probing" in line and "95 % interval" in line for line in won)
+    steps = pd.read_csv(folder / "tables" / "gap_steps.csv").pivot(index="encoder", columns="step", values="value")
+    parts = steps[["label set", "rule", "class prior", "copies", "residual"]].sum(axis=1)
+    assert parts.to_numpy() == pytest.approx(steps["gap"].to_numpy(), abs=3e-3)  # rounded in the file
+    conditions = pd.read_csv(folder / "tables" / "conditions.csv")
+    assert set(conditions["condition"]) == {
+        "whole pictures",
+        "masked in the test",
+        "masked throughout",
+        "size and borders",
+    }
+    assert "real sample at half size" in (folder / "report.html").read_text()
     duplicates = pd.read_csv(folder / "tables" / "duplicates.csv")
     assert set(duplicates["images left out"]) == {47}
     assert "not evidence" in (folder / "tables" / "table1.md").read_text()
@@ -138,6 +152,7 @@ def test_the_sample_study_gives_table_1_on_real_images(sample_run):
     assert executed == [
         "01_cohorts", "02_splits", "03_encoders", "04_linear_probing.mobilenetv2", "04_linear_probing.mobilenetv2-112",
         "04_linear_probing.mobilenetv2-random", "05_fine_tuning.mobilenetv2-112.full", "06_benchmark",
+        "07_cross_population", "08_shortcuts", "09_label_efficiency",
     ]  # fmt: skip
     for path in (folder / "notebooks").glob("*.ipynb"):
         outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
@@ -202,3 +217,26 @@ def test_brain_sub_planes_are_a_second_study_file_and_no_other_code(shared, sess
     table = pd.read_csv(tmp_path / "sample-brain" / "tables" / "table1.csv")
     assert "Spain, 3 classes, open" in table.columns
     assert "3 patients in the rarest class" in (tmp_path / "sample-brain" / "tables" / "table1.md").read_text()
+
+
+def test_the_analysis_runs_on_the_committed_predictions_alone(tmp_path):
+    """As the README says: no encoder is run, and what comes out is a function of the predictions."""
+    folder = tmp_path / "results" / "explore"
+    shutil.copytree(paths.REPOSITORY / "studies" / "explore", folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    environment = {"FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(tmp_path / "data")}
+    for name, more in (("06_benchmark", ["-p", "maps=0"]), ("07_cross_population", [])):
+        done = fpbench("notebook", name, str(folder / f"{name}.ipynb"), "-p", "study=explore", *more, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(pd.read_csv(folder / "tables" / "table1.csv")) == 4
+    assert set(pd.read_csv(folder / "tables" / "claims.csv")["outcome"]) <= {
+        "supported",
+        "not supported",
+        "undecided",
+        "not tested",
+    }
+    done = fpbench("report", "explore", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Not run:" not in (folder / "report.html").read_text()
+    assert not list((tmp_path / "results").rglob("embeddings"))

@@ -450,3 +450,14 @@ def test_intervals_cover_where_those_of_images_do_not():
             inside[name].append(low <= 0.755 <= high)
     assert np.mean(inside["group"]) > 0.89  # 0.95 less three standard errors
     assert np.mean(inside["image"]) < 0.89
+
+
+def test_holm_equals_statsmodels_exactly_and_is_never_below_the_raw_p():
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 21, 100):
+        p = rng.random(count) ** 3
+        p[: count // 3] = p[0]  # ties
+        assert (statistics.holm(p) == multipletests(p, method="holm")[1]).all()
+        assert (statistics.holm(p) >= p).all()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench import artifacts, predictions, splits, statistics
+from fpbench import artifacts, predictions, shift, splits, statistics
 from fpbench.claims import primary
 from fpbench.cohorts import Cohort
 from fpbench.embeddings import embed_cohort
@@ -111,6 +111,28 @@ def without_each(bench: Bench, column: str = "machine") -> pd.DataFrame:
             files = run_probe(asked, "logistic", folds, re.sub(r"\W+", "-", aside))
             parts.append(predictions.read(files, bench.task).assign(**{column: value, "trained": trained}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def unseen(benches: list[Bench]) -> pd.DataFrame:
+    """Return ``shift.by_part`` of the machines of ``without_each``, open, as published; empty where none can be left out.
+
+    Further columns: trained ("as few images", "without it"), case (machine and trained, for a figure).
+    """
+    left_out, parts = [frame for bench in benches if len(frame := without_each(bench))], []
+    for trained in ("as few images", "without it") if left_out else ():
+        rows = pd.concat([frame[frame["trained"] == trained] for frame in left_out], ignore_index=True)
+        task = benches[0].task
+        parts.append(shift.by_part(rows, task, task.train, "machine").assign(trained=trained))
+    if not parts:
+        return pd.DataFrame()
+    return widest(pd.concat(parts, ignore_index=True)).assign(case=lambda f: f["part"] + "\n" + f["trained"])
+
+
+def widest(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of ``shift.by_part``, open, as published, that score a part over all the classes it has."""
+    table = table.query("rule == 'open' and duplicates == 'as published'")
+    table = table[table["classes"].eq(table.groupby("part")["classes"].transform("max"))]
+    return table.sort_values("part", kind="stable", ignore_index=True)
 
 
 def borders(cohort: Cohort) -> np.ndarray:
