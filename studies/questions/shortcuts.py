@@ -189,8 +189,7 @@ def sentences(knowledge: pd.DataFrame, conditions: pd.DataFrame) -> list[str]:
         )
     for population, part in conditions.groupby("population", sort=False):
         floor, rest = part[part["condition"] == "size and borders"], part[part["condition"] == "whole pictures"]
-        low = rest[rest["value"] <= floor["value"].max()]["encoder"]
-        lines.append(
-            f"{population.capitalize()}: size and borders alone score {floor['value'].max():.3f}; encoders that score no more: {', '.join(low) or 'none'}."
-        )
+        near = rest[~(rest["low"] > floor["value"].max())]["encoder"]
+        told = f"size and borders alone score {floor['value'].max():.3f}; encoders whose interval is not above that"
+        lines.append(f"{population.capitalize()}: {told}: {', '.join(near) or 'none'}.")
     return lines
