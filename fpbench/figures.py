@@ -219,7 +219,8 @@ def scores(summary: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(views), figsize=(2.3 * len(views), 3.4), sharey=True, squeeze=False)
     protocols = [name for name in PROTOCOLS.values() if name in set(table["protocol"])]
     for ax, view in zip(axes[0], views, strict=True):
-        dots(table[table["view"] == view], "protocol", ax, protocols).tick_params("x", rotation=90)
+        dots(table[table["view"] == view], "protocol", ax, protocols)
+        ax.set_xticks(range(len(protocols)), protocols, rotation=30, ha="right")
         ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02))
     axes[0, 0].set_ylabel("macro F1")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
