@@ -77,7 +77,7 @@ rule linear_probing:
 
 rule finetuning:
     input:
-        rules.splits.output,
+        rules.linear_probing.output,  # notebook 05 compares with it
     output:
         OUT / "predictions" / "{encoder}" / "{mode,full|lora}.json",
     params:
