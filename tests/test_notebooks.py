@@ -240,3 +240,11 @@ def test_the_analysis_runs_on_the_committed_predictions_alone(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Not run:" not in (folder / "report.html").read_text()
     assert not list((tmp_path / "results").rglob("embeddings"))
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = fpbench("run", "explore", FPBENCH_RESULTS=str(tmp_path / "file" / "results"))
+    assert done.returncode == 1
+    assert f"Not a directory: '{tmp_path}/file/results/explore'" in done.stderr
+    assert "Traceback" not in done.stderr
