@@ -118,7 +118,7 @@ def contrasts(pairs: pd.DataFrame) -> list[str]:
         interval = row.reason or f"95 % interval {row.low:+.3f} to {row.high:+.3f}"
         lines.append(
             f"{row.protocol}, {view_title(row.population, row.classes, row.rule)}: {row.encoder} minus {row.other} {row.value:+.3f} "
-            f"({interval}; p = {row.p_holm:.3f}): {verdict}."
+            f"({interval}; p = {row.p_holm:.4f}): {verdict}."
         )
     return lines
 

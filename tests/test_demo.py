@@ -9,11 +9,12 @@ import nbformat
 import numpy as np
 import pytest
 
-from fpbench import load_cohort, load_study, make_splits, paths, predictions, probing, protocols, reference
+from fpbench import load_cohort, load_study, make_splits, paths, predictions, probing, protocols
 from fpbench.cohorts import audit
 from fpbench.study import extension
 
 phantom = extension("studies/phantoms/cohorts.py")
+reference = extension("tools/reference.py")
 ENCODER = "usfm-mini"
 
 

@@ -18,11 +18,10 @@ ROOT = paths.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
     "errors", "paths", "tasks", "transfer", "artifacts", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "recipe",
-    "study", "predictions", "metrics", "augmentation", "adaptation", "finetuning", "protocols", "tables", "statistics", "calibration", "shift", "claims", "figures", "report", "reference",
+    "study", "predictions", "metrics", "augmentation", "adaptation", "finetuning", "protocols", "tables", "statistics", "calibration", "shift", "claims", "figures", "report",
     "notebooks", "doctor", "cli",
 )  # fmt: skip
 ANALYSIS = (
-    "reference",
     "metrics",
     "tables",
     "statistics",

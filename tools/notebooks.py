@@ -8,8 +8,11 @@ import sys
 
 import nbformat
 
-from fpbench import artifacts, load_study, paths, predictions, reference
+from fpbench import artifacts, load_study, paths, predictions
 from fpbench.notebooks import execute
+from fpbench.study import extension
+
+reference = extension("tools/reference.py")
 
 
 def write_reference(study: str) -> None:
