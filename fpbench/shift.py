@@ -118,9 +118,8 @@ def decompose(
 def _prior_weights(here: np.ndarray, there: np.ndarray, shared: list[int]) -> np.ndarray:
     """Return weights (R, F, 1, K, 1) of true classes that give the home images the external proportions of the shared classes."""
     images, wanted = here[:, :, 0].sum(-1)[..., shared], there[:, :, 0].sum(-1)[..., shared].mean(1, keepdims=True)
-    weights = np.ones(here[:, :, 0].shape[:-1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights[..., shared] = wanted / wanted.sum(-1, keepdims=True) * images.sum(-1, keepdims=True) / images
+    weights, known = np.ones(here[:, :, 0].shape[:-1]), np.where(images > 0, images, np.nan)  # no image: no weight
+    weights[..., shared] = wanted / wanted.sum(-1, keepdims=True) * images.sum(-1, keepdims=True) / known
     return weights[:, :, None, :, None]
 
 
