@@ -66,7 +66,7 @@ def scores(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = 
         "weighted F1": float(np.average(f1, weights=images)),
         "accuracy": float((predicted == y).mean()),
         "balanced accuracy": float(recall.mean()),
-        "AUROC": float(np.mean([auroc(y == k, probability[:, k]) for k in space])),
+        "AUROC": float(auroc(y[:, None] == space, probability[:, space]).mean()),
         "ECE": ece(probability.max(axis=1), predicted == y),
         "Brier": float(((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()),
         "NLL": float((logsumexp(z, axis=1) - z[np.arange(len(y)), y]).mean()),
@@ -89,9 +89,12 @@ def confusion(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str
     return sk.confusion_matrix(y, predicted, labels=range(np.shape(logits)[1]))[list(space)]
 
 
-def auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return the one-vs-rest AUROC; NaN if one side is empty."""
-    return float(sk.roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
+def auroc(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Return the one-vs-rest AUROC (S,) of each column of (N, S); NaN where one side is empty."""
+    found, defined = np.full(positive.shape[1], np.nan), positive.any(axis=0) & ~positive.all(axis=0)
+    if defined.any():
+        found[defined] = sk.roc_auc_score(positive[:, defined], score[:, defined], average=None)
+    return found
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:

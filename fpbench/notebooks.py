@@ -1,5 +1,6 @@
 """Executing the numbered notebooks with papermill, each in a process of its own, without network ports."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     papermill.PapermillExecutionError
         A cell failed; the copy holds the traceback.
     """
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of web addresses: 2 s for nothing
     import papermill
     from traitlets.config import Config
 
