@@ -39,6 +39,7 @@ MEMORY = 40  # correction pairs of L-BFGS
 SIGMA, TRIALS = 0.5, 12  # a line search ends when the slope has fallen by SIGMA, or after TRIALS points
 PATIENCE = {"float32": 20, "float64": 200}  # iterations without progress after which a precision gives a head up
 BLOCK = 1024  # rows of one block of similarities; fixed, so that the bytes do not depend on the machine's memory
+CACHED = 2**16  # logits of the heads that are worked on together
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def _certify(Xs: np.ndarray, Y: np.ndarray, V: np.ndarray, b: np.ndarray, lam: n
     """Return the best intercepts for V (P, K, D), and the objectives and certificates (P,) there, in double precision."""
     Z = (V.reshape(-1, V.shape[2]) @ Xs.mT).reshape(*b.shape, len(Xs))
     b, loss = b.copy(), np.empty(len(b))
-    for s in _each(len(b)):
+    for s in _cuts(Z):
         for _ in range(50):
             R = Z[s] + b[s][..., None]
             loss[s], M = _residuals(R, Y)
@@ -393,7 +394,7 @@ class _Problem:
         slope (P,) is that of F at 0; linear and square are the penalty's: lam W'D and lam D'D.
         """
         a, loss, M = np.where(slope < 0, 1.0, 0.0), np.empty(len(Z)), np.empty((len(Z), len(Y), len(Y)))
-        for s in _each(len(Z)):
+        for s in _cuts(Z):
             ends, slopes = np.array([0 * a[s], 0 * a[s] + np.inf]), np.array([slope[s], 0 * slope[s]])
             for _ in range(TRIALS):
                 R[s] = Z[s] + self.cast(a[s])[:, None, None] * Zd[s]
@@ -441,9 +442,10 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.linalg.vecdot(a, b).astype(float).sum(-1)
 
 
-def _each(p: int) -> list[slice]:
-    """Cut p heads one by one: the logits of one then stay in the processor's cache."""
-    return [slice(i, i + 1) for i in range(p)]
+def _cuts(Z: np.ndarray) -> list[slice]:
+    """Cut the heads of logits (P, K, n) into as many at a time as stay in the processor's cache, at least one."""
+    count = max(1, CACHED // max(Z[:1].size, 1))
+    return [slice(i, i + count) for i in range(0, len(Z), count)]
 
 
 # ---- what goes in ----------------------------------------------------------------------------------------------------
