@@ -131,8 +131,7 @@ def table1(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.Da
     summary, order = overview(scores, intervals), list(PROTOCOLS)
     summary["text"] = summary["mean"].map("{:.3f}".format)
     if intervals is not None:
-        ends = zip(summary["low"], summary["high"], strict=True)
-        summary["text"] += [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
+        summary["text"] += told(summary)
     summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
     table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
@@ -143,6 +142,12 @@ def table1(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.Da
         texts = ["not public" if cell is None else f"{cell['paper']:.4f}, {cell['verdict']}" for cell in cells]
         table[f"{population.capitalize()}, paper"] = texts
     return table.reset_index()
+
+
+def told(intervals: pd.DataFrame) -> list[str]:
+    """Return ``low`` and ``high`` of each row as text; ``[none]`` where the data carry no interval."""
+    ends = zip(intervals["low"], intervals["high"], strict=True)
+    return [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
 
 
 def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataFrame:

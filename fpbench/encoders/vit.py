@@ -34,20 +34,17 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
     }
     unused = () if pooling == "projected" else ("visual.proj",)
     context = {"positional_embedding": (117, 768)}  # any other CLIP ViT-L/14 has (77, 768) and else the same names
-    return Tower(trunk, pools[pooling]()), (
-        Layout(renamed(*NAMES["fetalclip"]), left_out=(*NAMES["fetalclip_text"], *unused), shapes=context, adapt=_clip),
-    )
+    left_out = (*NAMES["fetalclip_text"], *unused)
+    layout = Layout(renamed(*NAMES["fetalclip"]), left_out=left_out, shapes=context, adapt=_clip)
+    return Tower(trunk, pools[pooling]()), (layout,)
 
 
 def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor of open_clip in timm's form: leading ones, the projection as a linear layer."""
     if name == "pool.1.weight":
         return tensor.T
-    return (
-        tensor.view(shape)
-        if tuple(tensor.shape) == tuple(shape)[-tensor.ndim :] and tensor.numel() == shape.numel()
-        else tensor
-    )
+    same = tensor.shape == shape[-tensor.ndim :] and tensor.numel() == shape.numel()
+    return tensor.view(shape) if same else tensor
 
 
 def usfm(size: int, pooling: str, mini: bool, per_block_bias: bool = False) -> tuple[nn.Module, tuple[Layout, ...]]:
