@@ -76,8 +76,7 @@ def rows_error(path: Path, rows: pd.DataFrame, problem: str, hint: str = "") -> 
 
 def check_rows(frame: pd.DataFrame, path: Path) -> None:
     """Raise InputError for a duplicated row or a patient on both sides of the published split."""
-    twice = frame.loc[frame["image_id"].duplicated(), "image_id"]
-    if len(twice):
+    if len(twice := frame.loc[frame["image_id"].duplicated(), "image_id"]):
         listed = f"{len(twice)} images are listed twice, the first is {twice.iloc[0]}"
         raise InputError(f"{path}: {listed}: expected one row each")
     sides = frame.groupby("patient")["official_split"].nunique()
