@@ -316,7 +316,7 @@ class _Problem:
         W, Y = self.cast(W), self.cast(self.Y)
         Z = self.logits(W)
         R = 0 * Z
-        _, loss, M = self.search(Z, 0 * Z, R, Y, *np.zeros((3, len(lam))))  # a step of length 0: evaluates Z
+        _, loss, M = self.search(Z, 0 * Z, R, Y, np.zeros((3, len(lam))))  # a step of length 0: evaluates Z
         G, pairs, best, idle = self.gradient(R, W, lam), [], np.full(len(lam), np.inf), np.zeros(len(lam), int)
         while True:
             F = loss + lam / 2 * _dot(W[..., :-1], W[..., :-1])
