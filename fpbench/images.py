@@ -223,8 +223,7 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
     numpy.ndarray
         uint8, (N, size, size) where all pictures are grey, else (N, size, size, 3).
     """
-    bad = looked.index[looked["error"] != ""]
-    if len(bad):
+    if len(bad := looked.index[looked["error"] != ""]):
         raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
     pixels = artifacts.digest(looked["pixels"].tolist())
     key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": pixels}

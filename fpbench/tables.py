@@ -199,8 +199,8 @@ def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataF
     if summary.empty:
         raise InputError(f"no scores of {metric!r}: expected one of {', '.join(sorted(set(scores['metric'])))}")
     keys = [*MODEL, "population", "classes", "rule"]
-    table = summary.pivot(index=keys, columns="duplicates", values="mean")[list(DUPLICATES)].rename_axis(columns=None)
-    images = summary.pivot(index=keys, columns="duplicates", values="images")
+    both = summary.pivot(index=keys, columns="duplicates", values=["mean", "images"])
+    table, images = both["mean"][list(DUPLICATES)].rename_axis(columns=None), both["images"]
     table["difference"] = table["de-duplicated"] - table["as published"]
     table["images left out"] = np.round(images["as published"] - images["de-duplicated"]).astype(int)
     return table.reset_index()

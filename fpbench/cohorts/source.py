@@ -62,8 +62,7 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
 def translate(frame: pd.DataFrame, words: dict[str, dict[str, str | None]], path: Path) -> pd.DataFrame:
     """Translate the words of some columns into ours (column -> theirs -> ours); InputError names the rows with any other."""
     for column, names in words.items():
-        unknown = frame[~frame[column].isin(names)]
-        if len(unknown):
+        if len(unknown := frame[~frame[column].isin(names)]):
             problem = f"unknown {column} {unknown[column].iat[0]!r}"
             raise rows_error(path, unknown, problem, f"; expected one of {', '.join(names)}")
     return pd.DataFrame({column: frame[column].map(names) for column, names in words.items()})

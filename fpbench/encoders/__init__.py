@@ -223,19 +223,10 @@ def load_encoder(
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
-    path = _file(model, weights)
-    return Encoder(
-        name=name or model,
-        model=model,
-        dim=plan.dim,
-        geometry=plan.geometry,
-        mean=tuple(mean or plan.mean),
-        std=tuple(std or plan.std),
-        pooling=plan.pooling,
-        weights=_fill(plan, path, seed, ignore, f"{name or model} from {path}"),
-        module=plan.module.eval(),
-        options=options,
-    )
+    path, name = _file(model, weights), name or model
+    filled = _fill(plan, path, seed, ignore, f"{name} from {path}")
+    scale = tuple(mean or plan.mean), tuple(std or plan.std)
+    return Encoder(name, model, plan.dim, plan.geometry, *scale, plan.pooling, filled, plan.module.eval(), options)
 
 
 def _plan(model: str, weights: str, pooling: str, geometry: Geometry | dict | None, options: dict) -> Plan:
@@ -284,8 +275,6 @@ def _file(model: str, weights: str) -> Path | None:
         return None
     if weights != "hub":
         return Path(weights)
-    if model.endswith(MINI):
-        raise InputError(f"{model} is a miniature and has no published weights: use weights='random'")
     from fpbench.encoders.fetch import locate
 
     return locate(model)

@@ -32,8 +32,7 @@ class Pooled(nn.Module):
         """Return (B, D) from (B, 3, S, S)."""
         if self.pooling == "pooler":
             return self.model(pixel_values=x).pooler_output.flatten(1)
-        tokens = self.features(x)
-        tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
+        tokens = self.features(x).flatten(1, -2)
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
 
 
@@ -53,17 +52,11 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
         raise InputError(f"hf:{architecture}: {str(error).splitlines()[0]}") from None
     module = Pooled(model.float(), pooling).eval()
     geometry = _geometry(facts)
-    return Plan(
-        module=module,
-        layouts=(),
-        dim=length(module, geometry.size),
-        geometry=geometry,
-        mean=tuple(facts.get("image_mean") or (0.0, 0.0, 0.0)),
-        std=tuple(facts.get("image_std") or (1.0, 1.0, 1.0)),
-        pooling=pooling,
-        hub=architecture if weights == "hub" else "",
-        ignored=left_out,
+    dim, hub = length(module, geometry.size), architecture if weights == "hub" else ""
+    mean, std = (
+        tuple(facts.get(name) or plain) for name, plain in (("image_mean", (0.0,) * 3), ("image_std", (1.0,) * 3))
     )
+    return Plan(module, (), dim, geometry, mean, std, pooling, hub=hub, ignored=left_out)
 
 
 def _model(architecture: str, config, weights: str, pooling: str, ignore: tuple) -> tuple[nn.Module, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
-from fpbench.encoders.tower import Mean, PlainLayerNorm, Tower
+from fpbench.encoders.tower import Mean, Tower
 
 MINI = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}
 
@@ -93,6 +93,7 @@ class Encoder(nn.Module):
 
 def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
     """Return the tower and the layout of the authors' file."""
-    pool = nn.Sequential(Mean(), PlainLayerNorm(1e-5)) if pooling == "mean_norm" else Mean()
+    plain = nn.LayerNorm(MINI["dims"][-1] if mini else 512, elementwise_affine=False)
+    pool = nn.Sequential(Mean(), plain) if pooling == "mean_norm" else Mean()
     layout = Layout(renamed((r"^trunk\.", "_backbone_encoder.")), left_out=NAMES["mofo_others"])
     return Tower(Encoder(**(MINI if mini else {})), pool), (layout,)

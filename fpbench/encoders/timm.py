@@ -29,18 +29,10 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
         raise InputError(f"timm has no model {architecture!r}" + (f": did you mean {close}?" if close else ""))
     pool = {"global_pool": pooling} if pooling else {}
     module = timm.create_model(architecture, pretrained=weights == "hub", num_classes=0, **options, **pool)
-    config = module.pretrained_cfg
-    return Plan(
-        module=module,
-        layouts=(_layout(module),),
-        dim=getattr(module, "head_hidden_size", module.num_features),
-        geometry=_geometry(config),
-        mean=config["mean"],
-        std=config["std"],
-        pooling=_pooling(module),
-        licence=config.get("license", "unknown"),
-        hub=(config.get("hf_hub_id") or config.get("url", "")) if weights == "hub" else "",
-    )
+    config, dim = module.pretrained_cfg, getattr(module, "head_hidden_size", module.num_features)
+    facts, layouts = (_geometry(config), config["mean"], config["std"], _pooling(module)), (_layout(module),)
+    hub = (config.get("hf_hub_id") or config.get("url", "")) if weights == "hub" else ""
+    return Plan(module, layouts, dim, *facts, config.get("license", "unknown"), hub)
 
 
 def _layout(module: nn.Module) -> Layout:

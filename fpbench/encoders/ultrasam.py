@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import Permute
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
@@ -37,14 +38,6 @@ class SamTower(Tower):
         return x
 
 
-class Last(nn.Module):
-    """Channels first to channels last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, H, W, C) from (B, C, H, W)."""
-        return x.permute(0, 2, 3, 1)
-
-
 def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
     """Return the tower and the layout of the authors' file (mmengine, mmpretrain's names under ``backbone.``)."""
     # transformers' own start (1e-10) would make random weights blind
@@ -53,7 +46,7 @@ def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tu
     del trunk.neck
     pool, unused = Mean(), ("backbone.channel_reduction.*",)
     if pooling == "neck_mean":
-        pool, unused = nn.Sequential(neck, Last(), Mean()), ()
+        pool, unused = nn.Sequential(neck, Permute([0, 2, 3, 1]), Mean()), ()
     resize = partial(resize_tables, grid=4 if mini else 64)  # patches of 16 px
     return SamTower(trunk, pool), (Layout(renamed(*NAMES["ultrasam"]), "backbone.", left_out=unused, adapt=resize),)
 
