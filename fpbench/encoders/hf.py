@@ -53,9 +53,7 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
     module = Pooled(model.float(), pooling).eval()
     geometry = _geometry(facts)
     dim, hub = length(module, geometry.size), architecture if weights == "hub" else ""
-    mean, std = (
-        tuple(facts.get(name) or plain) for name, plain in (("image_mean", (0.0,) * 3), ("image_std", (1.0,) * 3))
-    )
+    mean, std = tuple(facts.get("image_mean") or (0.0,) * 3), tuple(facts.get("image_std") or (1.0,) * 3)
     return Plan(module, (), dim, geometry, mean, std, pooling, hub=hub, ignored=left_out)
 
 
