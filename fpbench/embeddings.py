@@ -88,10 +88,8 @@ def masked(pictures: np.ndarray, share: float) -> np.ndarray:
     """Return pictures (B, H, W) or (B, H, W, 3) with their four corners, ``share`` of height and width each, black."""
     if not share:
         return pictures
-    pictures, (down, across) = np.array(pictures), (round(share * side) for side in pictures.shape[1:3])
-    for rows in (slice(down), slice(pictures.shape[1] - down, None)):
-        for columns in (slice(across), slice(pictures.shape[2] - across, None)):
-            pictures[:, rows, columns] = 0
+    pictures, sides = np.array(pictures), [(side, round(share * side)) for side in pictures.shape[1:3]]
+    pictures[:, *np.ix_(*(np.r_[:edge, side - edge : side] for side, edge in sides))] = 0
     return pictures
 
 

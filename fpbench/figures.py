@@ -45,10 +45,8 @@ def colours(encoders) -> dict[str, str]:
 
 def blank(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
     """Return a figure and its axes (rows, columns), each of a width and height in inches and made for a picture."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    return figure, axes
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, subplot_kw=bare)
 
 
 def save(figure: Figure, study: Study, name: str) -> None:
@@ -66,13 +64,10 @@ def save(figure: Figure, study: Study, name: str) -> None:
 def gallery(cohort: Cohort, task: Task, per_class: int = 4, seed: int = 0) -> Figure:
     """Draw some pictures of every class of a cohort, each of another patient where there are enough."""
     classes = [name for name in task.classes if (cohort.frame[task.label] == name).any()]
-    figure, axes = plt.subplots(len(classes), per_class, figsize=(1.7 * per_class, 1.35 * len(classes)), squeeze=False)
+    figure, axes = blank(len(classes), per_class, 1.7, 1.35)
     for row, name in zip(axes, classes, strict=True):
         of_class = cohort.frame[cohort.frame[task.label] == name].sample(frac=1, random_state=seed)
         chosen = of_class.drop_duplicates("patient")["image_id"].head(per_class)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
         for ax, image_id in zip(row, chosen, strict=False):
             ax.imshow(cohort.image(image_id))
         row[0].set_ylabel(name)
@@ -105,7 +100,8 @@ def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -
 
 def sights(encoders: list[Encoder], cohorts: tuple[Cohort, ...], plane: str = "abdomen") -> Figure:
     """Draw one picture of every cohort as each encoder gets it, and below it the encoder's last features as colours."""
-    pictures = [_example(cohort, plane) for cohort in cohorts]
+    shown = [(cohort.frame["plane"] == plane).idxmax() for cohort in cohorts]  # the first row where there is none
+    pictures = [cohort.image(cohort.frame["image_id"][row]) for cohort, row in zip(cohorts, shown, strict=True)]
     figure, axes = blank(2 * len(cohorts), 1 + len(encoders), 1.25, 1.4)
     for ax, cohort, picture in zip(axes[::2, 0], cohorts, pictures, strict=True):
         ax.imshow(picture)
@@ -118,11 +114,6 @@ def sights(encoders: list[Encoder], cohorts: tuple[Cohort, ...], plane: str = "a
             if maps is not None:
                 column[2 * row + 1].imshow(maps[row], interpolation="nearest")
     return figure
-
-
-def _example(cohort: Cohort, plane: str) -> np.ndarray:
-    ids = cohort.frame["image_id"][cohort.frame["plane"] == plane]
-    return cohort.image((ids if len(ids) else cohort.frame["image_id"]).iloc[0])
 
 
 def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) -> Axes:

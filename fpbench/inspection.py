@@ -126,6 +126,5 @@ def peak(encoder: Encoder) -> float:
 
         return float(torch.cuda.max_memory_allocated(encoder.device))
     with suppress(OSError):
-        (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM")]
-        return float(line.split()[1]) * 1024
+        return float(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     return float("nan")

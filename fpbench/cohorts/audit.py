@@ -158,8 +158,7 @@ def classes_table(cohorts: list[Cohort], task: Task) -> pd.DataFrame:
 
 def summary_table(audits: list[Audit]) -> pd.DataFrame:
     """Return the summaries side by side, one column per cohort."""
-    table = pd.DataFrame({found.cohort.name: found.summary() for found in audits})
-    return table.rename_axis("count").reset_index()
+    return pd.DataFrame({one.cohort.name: one.summary() for one in audits}).rename_axis("count").reset_index()
 
 
 def sizes_table(cohorts: list[Cohort]) -> pd.DataFrame:

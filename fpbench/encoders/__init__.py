@@ -223,9 +223,8 @@ def load_encoder(
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
-    path, name = _file(model, weights), name or model
-    filled = _fill(plan, path, seed, ignore, f"{name} from {path}")
-    scale = tuple(mean or plan.mean), tuple(std or plan.std)
+    name, scale = name or model, (tuple(mean or plan.mean), tuple(std or plan.std))
+    filled = _fill(plan, model, weights, seed, ignore, name)
     return Encoder(name, model, plan.dim, plan.geometry, *scale, plan.pooling, filled, plan.module.eval(), options)
 
 
@@ -246,7 +245,8 @@ def settle(model: str, pooling: str, geometry: Geometry | dict | None) -> tuple[
         raise InputError(f"{model} has no pooling {pooling!r}: expected one of {', '.join(entry.poolings)}")
     own = replace(entry.geometry, size=entry.mini) if mini else entry.geometry
     shape = geometry_of(own, geometry)
-    catalogue.check_side(entry, own.size, shape.size)
+    if (entry.sides == "fixed" and shape.size != own.size) or (entry.sides == "multiples of 16" and shape.size % 16):
+        raise InputError(f"{entry.name}: expected an input side of {own.size}, {entry.sides}; found {shape.size}")
     return entry, mini, pooling, shape
 
 
@@ -269,26 +269,19 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
     return replace(own, **{**crop, **(given or {})})
 
 
-def _file(model: str, weights: str) -> Path | None:
-    """Return the weights file, or None where there is none to read."""
-    if weights == "random" or (weights == "hub" and ":" in model):
-        return None
-    if weights != "hub":
-        return Path(weights)
-    from fpbench.encoders.fetch import locate
-
-    return locate(model)
-
-
-def _fill(plan: Plan, path: Path | None, seed: int, ignore: tuple[str, ...], what: str) -> Weights:
+def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str) -> Weights:
+    """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
     from fpbench.artifacts import file_sha256
     from fpbench.encoders.checkpoint import fill, read, tensors_sha256
+    from fpbench.encoders.fetch import locate
 
-    if path is None and not plan.hub:
-        return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
-    if path is None:
+    if plan.hub:
         return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored)
-    ignored = fill(plan.module, read(path), plan.layouts, ignore, what) if plan.layouts else plan.ignored
+    if weights == "random" or (weights == "hub" and ":" in model):
+        return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
+    path, ignored = locate(model) if weights == "hub" else Path(weights), plan.ignored
+    if plan.layouts:
+        ignored = fill(plan.module, read(path), plan.layouts, ignore, f"{name} from {path}")
     return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored)
 
 

@@ -99,12 +99,6 @@ def builder(entry: Entry) -> Callable:
     return entry.adapter if callable(entry.adapter) else import_module(f"fpbench.encoders.{entry.adapter}").build
 
 
-def check_side(entry: Entry, own: int, side: int) -> None:
-    """Refuse an input side that the architecture cannot take."""
-    if (entry.sides == "fixed" and side != own) or (entry.sides == "multiples of 16" and side % 16):
-        raise InputError(f"{entry.name}: expected an input side of {own}, {entry.sides}; found {side}")
-
-
 for _facts in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text()):
     _parts = {"geometry": Geometry(**_facts["geometry"]), "source": Source(**_facts["source"])}
     add(Entry(**_facts | _parts | {name: tuple(_facts[name]) for name in ("mean", "std")}))

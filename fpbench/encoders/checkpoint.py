@@ -199,9 +199,8 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
     import torch
 
     filled, used = {}, set()
-    known = {name: shape for name, shape in layout.shapes.items() if name in tensors}
-    told = {name: (tuple(tensors[name].shape), shape) for name, shape in known.items()}
-    wrong = [f"{name} {one} where this model's file has {two}" for name, (one, two) in told.items() if one != two]
+    told = [(name, tuple(tensors[name].shape), shape) for name, shape in layout.shapes.items() if name in tensors]
+    wrong = [f"{name} {one} where this model's file has {two}" for name, one, two in told if one != two]
     for name, parts in found.items():
         shape, dtype = wanted[name]
         tensor = tensors[parts[0]] if len(parts) == 1 else torch.cat([tensors[part] for part in parts])

@@ -50,8 +50,7 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"hf:{architecture}: {str(error).splitlines()[0]}") from None
-    module = Pooled(model.float(), pooling).eval()
-    geometry = _geometry(facts)
+    module, geometry = Pooled(model.float(), pooling).eval(), _geometry(facts)
     dim, hub = length(module, geometry.size), architecture if weights == "hub" else ""
     mean, std = tuple(facts.get("image_mean") or (0.0,) * 3), tuple(facts.get("image_std") or (1.0,) * 3)
     return Plan(module, (), dim, geometry, mean, std, pooling, hub=hub, ignored=left_out)

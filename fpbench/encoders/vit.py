@@ -3,8 +3,6 @@
 FetalCLIP runs in timm because open_clip's tower needs seconds per layer under bfloat16 on a CPU; outputs are the same.
 """
 
-from functools import partial
-
 import timm
 from torch import Tensor, nn
 
@@ -27,16 +25,13 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
     """CLIP ViT-L/14: ``projected`` class token (the authors' choice), ``cls`` before the projection, ``patch_mean``."""
     small = {"embed_dim": 64, "depth": 2, "num_heads": 4}
     trunk = _trunk("vit_large_patch14_clip_224", size, small if mini else None, global_pool="token")
-    pools = {
-        "projected": lambda: nn.Sequential(ClassToken(), nn.Linear(trunk.embed_dim, 48 if mini else 768, bias=False)),
-        "cls": ClassToken,
-        "patch_mean": partial(Mean, skip=1),
-    }
+    projected = nn.Sequential(ClassToken(), nn.Linear(trunk.embed_dim, 48 if mini else 768, bias=False))
+    pool = {"projected": projected, "cls": ClassToken(), "patch_mean": Mean(skip=1)}[pooling]
     unused = () if pooling == "projected" else ("visual.proj",)
     context = {"positional_embedding": (117, 768)}  # any other CLIP ViT-L/14 has (77, 768) and else the same names
     left_out = (*NAMES["fetalclip_text"], *unused)
     layout = Layout(renamed(*NAMES["fetalclip"]), left_out=left_out, shapes=context, adapt=_clip)
-    return Tower(trunk, pools[pooling]()), (layout,)
+    return Tower(trunk, pool), (layout,)
 
 
 def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
