@@ -26,14 +26,10 @@ def layers(body: nn.Module) -> dict[str, int]:
     found, blocks = {}, {}
     for name, _ in body.named_parameters():
         if match := BLOCK.match(name):
-            blocks.setdefault(match[0], len(blocks) + 1)
-        found[name] = blocks[match[0]] if match else None
-    last, started = len(blocks), False
-    for name in found:
-        started = started or found[name] is not None
-        if found[name] is None:
-            found[name] = last + 1 if started and not any(word in name for word in POSITIONS) else 0
-    return found
+            found[name] = blocks.setdefault(match[0], len(blocks) + 1)
+        else:
+            found[name] = float("inf") if blocks and not any(word in name for word in POSITIONS) else 0
+    return {name: min(layer, len(blocks) + 1) for name, layer in found.items()}
 
 
 def rate_groups(model: nn.Module, recipe: Recipe, rate: float) -> list[dict]:
@@ -73,9 +69,8 @@ class DropPath(nn.Module):
 
 def drop_paths(body: nn.Module, rate: float) -> list[DropPath]:
     """Put a DropPath wherever the network has a place for one; the rate rises from 0 at the first to ``rate`` at the last."""
-    names = ("drop_path1", "drop_path2", "drop_path")
+    names = ("drop_path1", "drop_path2", "drop_path") if rate else ()
     places = [(m, name) for m in body.modules() for name in names if isinstance(getattr(m, name, None), nn.Identity)]
-    places = places if rate else []
     paths = [DropPath(place, rate * place / max(1, len(places) - 1)) for place in range(len(places))]
     for (module, name), path in zip(places, paths, strict=True):
         setattr(module, name, path)

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from fpbench import metrics
-from fpbench.tables import MODEL, view_title, views
+from fpbench.tables import MODEL, told, view_title, views
 from fpbench.tasks import Task
 
 TEMPERATURES = (0.05, 20.0)  # searched between these
@@ -53,9 +53,8 @@ def confidences(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
 def reliability(answers: pd.DataFrame) -> pd.DataFrame:
     """Return mean confidence, share right and images per bin of equal width, model and view: means over the fold models."""
     bins = np.minimum((answers["confidence"] * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
-    table = answers.groupby([*MODEL, "view", bins.rename("bin")]).agg(
-        confidence=("confidence", "mean"), right=("right", "mean"), images=("right", "size")
-    )
+    grouped = answers.groupby([*MODEL, "view", bins.rename("bin")])
+    table = grouped[["confidence", "right"]].mean().assign(images=grouped.size())
     return table.assign(images=table["images"] / answers["fold"].nunique()).reset_index()
 
 
@@ -74,21 +73,15 @@ def debiased_error(confidence: np.ndarray, right: np.ndarray, bins: int = metric
 
 def risk_coverage(answers: pd.DataFrame, points: int = 50) -> pd.DataFrame:
     """Return the error rate among the most confident share of the images: MODEL, view, share of images kept, error rate."""
-    coverage = np.linspace(1 / points, 1, points)
-    rows = []
-    for key, part in answers.groupby([*MODEL, "view", "fold"]):
-        wrong = 1 - part.groupby("confidence")["right"].transform(
-            "mean"
-        )  # images of one confidence stand or fall together
-        wrong = wrong.to_numpy()[np.argsort(-part["confidence"], kind="stable")]
+    coverage = pd.Index(np.linspace(1 / points, 1, points), name="share of images kept")
+    keys, curves = [*MODEL, "view", "fold"], {}
+    for key, part in answers.groupby(keys):
+        right = part.groupby("confidence")["right"].transform("mean")  # images of one confidence stand or fall together
+        wrong = (1 - right).to_numpy()[np.argsort(-part["confidence"], kind="stable")]
         risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
-        kept = risk[np.maximum(np.ceil(coverage * len(wrong)).astype(int), 1) - 1]
-        rows.append(
-            pd.DataFrame({"share of images kept": coverage, "error rate": kept}).assign(
-                **dict(zip((*MODEL, "view"), key[:-1], strict=True))
-            )
-        )
-    return pd.concat(rows).groupby([*MODEL, "view", "share of images kept"])["error rate"].mean().reset_index()
+        curves[key] = pd.Series(risk[np.maximum(np.ceil(coverage * len(wrong)).astype(int), 1) - 1], coverage)
+    mean = pd.concat(curves, names=keys).groupby([*keys[:-1], coverage.name]).mean()
+    return mean.reset_index(name="error rate")
 
 
 def table(intervals: dict[str, pd.DataFrame], answers: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -101,24 +94,19 @@ def table(intervals: dict[str, pd.DataFrame], answers: dict[str, pd.DataFrame]) 
     answers
         State -> ``confidences``, for the debiased error and the area under the risk-coverage curve, means over the folds.
     """
-    parts = []
+    columns = [*MODEL, "view", "state", *metrics.CALIBRATION, "debiased error", "area under risk-coverage"]
+    keys, parts = columns[:3], []
     for state, rows in intervals.items():
         rows = rows[(rows["method"] == "BCa") & (rows["duplicates"] == "as published")]
         views = [view_title(*view) for view in rows[["population", "classes", "rule"]].itertuples(index=False)]
-        told = [
-            f"{row.value:.3f} " + (f"[{row.low:.3f}, {row.high:.3f}]" if row.low <= row.high else "[none]")
-            for row in rows.itertuples()
-        ]
-        keys = [*MODEL, "view"]
-        cells = rows.assign(view=views, told=told).pivot(index=keys, columns="metric", values="told")
+        rows = rows.assign(view=views, told=rows["value"].map("{:.3f}".format) + told(rows))
+        cells = rows.pivot(index=keys, columns="metric", values="told")
         by_fold = answers[state].groupby([*keys, "fold"])
         error = by_fold.apply(lambda part: debiased_error(part["confidence"].to_numpy(), part["right"].to_numpy()))
-        cells["debiased error"] = error.groupby(keys).mean().map("{:.3f}".format)
-        cells["area under risk-coverage"] = (
-            risk_coverage(answers[state]).groupby(keys)["error rate"].mean().map("{:.3f}".format)
-        )
+        risk = risk_coverage(answers[state]).groupby(keys)["error rate"]
+        for column, found in zip(columns[-2:], (error.groupby(keys), risk), strict=True):
+            cells[column] = found.mean().map("{:.3f}".format)
         parts.append(cells.reset_index().assign(state=state))
-    columns = [*MODEL, "view", "state", *metrics.CALIBRATION, "debiased error", "area under risk-coverage"]
     return pd.concat(parts, ignore_index=True)[columns].sort_values([*MODEL, "view"], kind="stable", ignore_index=True)
 
 

@@ -5,6 +5,7 @@ of this step are the key. Work is cut into shards of fixed size, each kept when 
 stopped and gives the same bytes.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,57 +53,43 @@ def embed_cohort(
         raise InputError(f"batch_size={batch_size}: expected at least 1")
     key = embedding_key(encoder, cohort, batch_size, bf16) | ({"mask": mask} if mask else {})
     folder = paths.cache() / "embeddings"
+    shards = folder / f"{artifacts.digest(key)[:32]}.shards"
 
     def build(path: Path) -> None:
-        pictures = cohort.array(encoder.geometry)
-        rows = batch_size * SHARD
+        pictures, rows, values = cohort.array(encoder.geometry), batch_size * SHARD, []
         with tqdm(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image", disable=None) as progress:
-            bounds = [(start, min(start + rows, len(pictures))) for start in range(0, len(pictures), rows)]
-            values = np.concatenate(
-                [_shard(encoder, pictures, bound, batch_size, bf16, key, progress, mask) for bound in bounds]
-            )
-        if not (finite := np.isfinite(values).all(axis=1)).all():
-            raise InputError(
-                f"{encoder.name}: the embedding of {cohort.frame['image_id'][~finite].iloc[0]} is not finite: are the weights whole?"
-            )
-        with open(path, "wb") as handle:
-            np.save(handle, values)
+            for start in range(0, len(pictures), rows):
+                bounds = (start, min(start + rows, len(pictures)))
+                shard = partial(_shard, encoder, pictures[slice(*bounds)], batch_size, bf16, mask)
+                values.append(artifacts.cached_array(shards, {"rows": bounds}, shard))
+                progress.update(len(values[-1]))
+        values = np.concatenate(values)
+        if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+            name = cohort.frame["image_id"].iat[bad[0]]
+            raise InputError(f"{encoder.name}: the embedding of {name} is not finite: are the weights whole?")
+        _save(path, values)
 
     values = artifacts.cached_array(folder, key, build)
-    artifacts.discard(_shards(key))
+    artifacts.discard(shards)
     return values
 
 
-def _shards(key: dict) -> Path:
-    return paths.cache() / "embeddings" / f"{artifacts.digest(key)[:32]}.shards"
+def _shard(encoder: Encoder, pictures: np.ndarray, batch_size: int, bf16: bool, mask: float, path: Path) -> None:
+    batches = (pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size))
+    _save(path, np.concatenate([encoder.embed(masked(batch, mask), bf16) for batch in batches]))
 
 
-def _shard(
-    encoder: Encoder, pictures, bound: tuple[int, int], batch_size: int, bf16: bool, key: dict, progress, mask: float
-) -> np.ndarray:
-    start, stop = bound
-
-    def build(path: Path) -> None:
-        batches = [
-            encoder.embed(masked(pictures[first : min(first + batch_size, stop)], mask), bf16)
-            for first in range(start, stop, batch_size)
-        ]
-        with open(path, "wb") as handle:
-            np.save(handle, np.concatenate(batches))
-
-    values = artifacts.cached_array(_shards(key), {"rows": bound}, build)
-    progress.update(stop - start)
-    return values
+def _save(path: Path, values: np.ndarray) -> None:
+    with open(path, "wb") as handle:  # given a name, NumPy would add its suffix
+        np.save(handle, values)
 
 
 def masked(pictures: np.ndarray, share: float) -> np.ndarray:
     """Return pictures (B, H, W) or (B, H, W, 3) with their four corners, ``share`` of height and width each, black."""
     if not share:
         return pictures
-    pictures, (down, across) = np.array(pictures), (round(share * side) for side in pictures.shape[1:3])
-    for rows in (slice(down), slice(pictures.shape[1] - down, None)):
-        for columns in (slice(across), slice(pictures.shape[2] - across, None)):
-            pictures[:, rows, columns] = 0
+    pictures, sides = np.array(pictures), [(side, round(share * side)) for side in pictures.shape[1:3]]
+    pictures[:, *np.ix_(*(np.r_[:edge, side - edge : side] for side, edge in sides))] = 0
     return pictures
 
 
@@ -119,9 +106,8 @@ def _generation(encoder: Encoder) -> str:
             if same(known, encoder.fingerprint):
                 return known["digest"]
         if seen:
-            print(
-                f"{encoder.name}: the fingerprint is not the one on record: adapter or library changed; embedding anew"
-            )
+            changed = "the fingerprint is not the one on record: adapter or library changed"
+            print(f"{encoder.name}: {changed}; embedding anew")
         artifacts.write_json(path, {"encoder": encoder.name, "seen": [*seen, encoder.fingerprint]})
     return encoder.fingerprint["digest"]
 

@@ -3,6 +3,7 @@
 Importing this module applies the style. ``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself and its stamp in the file, and shows it.
 """
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,13 +38,15 @@ OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#DDCC77")
 
 def colours(encoders) -> dict[str, str]:
     """Return one colour per encoder, in the order of the paper: fixed for its seven and their miniatures, then others."""
-    names, paper = set(encoders), list(COLOURS)
-    known = sorted(
-        (n for n in names if n.removesuffix(MINI) in COLOURS), key=lambda n: paper.index(n.removesuffix(MINI))
-    )
-    rest = sorted(names - set(known))
-    found = {name: COLOURS[name.removesuffix(MINI)] for name in known}
-    return found | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(rest)}
+    places, others = {name: place for place, name in enumerate(COLOURS)}, cycle(OTHERS)
+    names = sorted(set(encoders), key=lambda name: (places.get(name.removesuffix(MINI), len(places)), name))
+    return {name: COLOURS.get(name.removesuffix(MINI)) or next(others) for name in names}
+
+
+def blank(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes (rows, columns), each of a width and height in inches and made for a picture."""
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, subplot_kw=bare)
 
 
 def save(figure: Figure, study: Study, name: str) -> None:
@@ -51,10 +54,8 @@ def save(figure: Figure, study: Study, name: str) -> None:
     if study.label:
         figure.text(0.0, -0.01, study.label, ha="left", va="top", fontsize=7, color="0.4")
     stamp = study.stamp()
-    for suffix, metadata in (
-        ("png", {"Software": None, "Description": stamp}),
-        ("pdf", {"CreationDate": None, "Subject": stamp}),
-    ):
+    formats = {"png": {"Software": None, "Description": stamp}, "pdf": {"CreationDate": None, "Subject": stamp}}
+    for suffix, metadata in formats.items():
         with artifacts.atomic(study.folder / "figures" / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=metadata)
     plt.show()
@@ -63,13 +64,10 @@ def save(figure: Figure, study: Study, name: str) -> None:
 def gallery(cohort: Cohort, task: Task, per_class: int = 4, seed: int = 0) -> Figure:
     """Draw some pictures of every class of a cohort, each of another patient where there are enough."""
     classes = [name for name in task.classes if (cohort.frame[task.label] == name).any()]
-    figure, axes = plt.subplots(len(classes), per_class, figsize=(1.7 * per_class, 1.35 * len(classes)), squeeze=False)
+    figure, axes = blank(len(classes), per_class, 1.7, 1.35)
     for row, name in zip(axes, classes, strict=True):
         of_class = cohort.frame[cohort.frame[task.label] == name].sample(frac=1, random_state=seed)
         chosen = of_class.drop_duplicates("patient")["image_id"].head(per_class)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
         for ax, image_id in zip(row, chosen, strict=False):
             ax.imshow(cohort.image(image_id))
         row[0].set_ylabel(name)
@@ -80,13 +78,11 @@ def gallery(cohort: Cohort, task: Task, per_class: int = 4, seed: int = 0) -> Fi
 def pair(cohort: Cohort, pairs: pd.DataFrame, most: int = 3) -> Figure:
     """Draw pairs of pictures side by side, under their patient keys."""
     shown = pairs.head(most)
-    figure, axes = plt.subplots(2, max(1, len(shown)), figsize=(2.3 * max(1, len(shown)), 4), squeeze=False)
+    figure, axes = blank(2, max(1, len(shown)), 2.3, 2)
     for column, row in zip(axes.T, shown.itertuples(), strict=False):
         for ax, image_id in zip(column, (row.image, row.copy), strict=True):
             ax.imshow(cohort.image(image_id))
             ax.set_title(image_id.split("/", 1)[1], fontsize=6)
-    for ax in axes.flat:
-        ax.set_axis_off()
     return figure
 
 
@@ -94,9 +90,8 @@ def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -
     """Draw a table of numbers; the colour is the share of its row, or the number itself, from 0 to 1."""
     values = table.to_numpy(float)
     colour = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-12) if share else values
-    sns.heatmap(
-        colour, ax=ax, annot=table.to_numpy(), fmt=fmt, cmap="Blues", vmin=0, vmax=1, cbar=False, linewidths=0.5
-    )
+    style = {"cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 0.5}
+    sns.heatmap(colour, ax=ax, annot=table.to_numpy(), fmt=fmt, **style)
     ax.set_xticklabels(table.columns, rotation=40, ha="right")
     ax.set_yticklabels(table.index, rotation=0)
     ax.set(xlabel="", ylabel=table.index.name or "")
@@ -105,30 +100,20 @@ def heatmap(table: pd.DataFrame, ax: Axes, fmt: str = "d", share: bool = True) -
 
 def sights(encoders: list[Encoder], cohorts: tuple[Cohort, ...], plane: str = "abdomen") -> Figure:
     """Draw one picture of every cohort as each encoder gets it, and below it the encoder's last features as colours."""
-    pictures = [_example(cohort, plane) for cohort in cohorts]
-    columns = 1 + len(encoders)
-    size = (1.25 * columns, 1.4 * 2 * len(cohorts))
-    figure, axes = plt.subplots(2 * len(cohorts), columns, figsize=size, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for row, (cohort, picture) in enumerate(zip(cohorts, pictures, strict=True)):
-        axes[2 * row, 0].imshow(picture)
-        axes[2 * row, 0].set_title(f"{cohort.name}\n{picture.shape[1]} x {picture.shape[0]}", fontsize=6)
-    for column, encoder in enumerate(encoders, 1):
-        maps = inspection.feature_maps(encoder, pictures)
+    shown = [(cohort.frame["plane"] == plane).idxmax() for cohort in cohorts]  # the first row where there is none
+    pictures = [cohort.image(cohort.frame["image_id"][row]) for cohort, row in zip(cohorts, shown, strict=True)]
+    figure, axes = blank(2 * len(cohorts), 1 + len(encoders), 1.25, 1.4)
+    for ax, cohort, picture in zip(axes[::2, 0], cohorts, pictures, strict=True):
+        ax.imshow(picture)
+        ax.set_title(f"{cohort.name}\n{picture.shape[1]} x {picture.shape[0]}", fontsize=6)
+    for column, encoder in zip(axes.T[1:], encoders, strict=True):
+        maps, shape = inspection.feature_maps(encoder, pictures), encoder.geometry
         for row, picture in enumerate(pictures):
-            axes[2 * row, column].imshow(encoder.geometry(picture))
-            axes[2 * row, column].set_title(
-                f"{encoder.name}\n{encoder.geometry.kind} {encoder.geometry.size}", fontsize=6
-            )
+            column[2 * row].imshow(shape(picture))
+            column[2 * row].set_title(f"{encoder.name}\n{shape.kind} {shape.size}", fontsize=6)
             if maps is not None:
-                axes[2 * row + 1, column].imshow(maps[row], interpolation="nearest")
+                column[2 * row + 1].imshow(maps[row], interpolation="nearest")
     return figure
-
-
-def _example(cohort: Cohort, plane: str) -> np.ndarray:
-    ids = cohort.frame["image_id"][cohort.frame["plane"] == plane]
-    return cohort.image((ids if len(ids) else cohort.frame["image_id"]).iloc[0])
 
 
 def strengths(curves: pd.DataFrame, chosen: pd.DataFrame, ax: Axes, title: str) -> Axes:
@@ -151,10 +136,7 @@ def augmented(cohort: Cohort, encoder: Encoder, settings: Augmentation, count: i
     x = encoder.colours(torch.from_numpy(encoder.prepare(cohort.pictures(count, seed)).copy())).cpu()
     fields = augmentation.speckle(encoder.geometry.size)
     changed = augmentation.apply(x, augmentation.draw(settings, len(x), seed), fields).permute(0, 2, 3, 1).numpy()
-    columns = -(-len(x) // 2)
-    figure, axes = plt.subplots(2, columns, figsize=(1.1 * columns, 2.4), squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
+    figure, axes = blank(2, -(-len(x) // 2), 1.1, 1.2)
     for ax, picture in zip(axes.flat, changed, strict=False):
         ax.imshow(picture, vmin=0, vmax=1)
     figure.suptitle(cohort.source.title)
@@ -166,9 +148,8 @@ def training(histories: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3))
     shown = histories.assign(**{"learning rate": histories["rate"].map("{:g}".format)})
     for ax, name in zip(axes, ("loss", "macro F1"), strict=True):
-        sns.lineplot(
-            shown, x="epoch", y=name, hue="fold", style="learning rate", palette="colorblind", ax=ax, marker="o", ms=3
-        )
+        style = {"hue": "fold", "style": "learning rate", "palette": "colorblind", "marker": "o", "ms": 3}
+        sns.lineplot(shown, x="epoch", y=name, ax=ax, **style)
         ax.get_legend().remove()
     axes[0].set_ylabel("training loss (nats)")
     axes[1].set(ylabel="validation macro F1", ylim=(0, 1.02))
@@ -262,11 +243,8 @@ def parts(table: pd.DataFrame) -> Figure:
 def reliability(answers: dict[str, pd.DataFrame], task: Task) -> Figure:
     """Draw reliability diagrams of the primary view of every cohort, bins of five images and more; ``answers`` state -> ``calibration.confidences``."""
     views = [view_title(name, len(classes), "open") for name, classes in task.tests.items()]
-    parts = [
-        calibration.reliability(table[table["view"] == view]).assign(panel=f"{view}, {state}")
-        for view in views
-        for state, table in answers.items()
-    ]
+    binned = {state: calibration.reliability(table) for state, table in answers.items()}
+    parts = [t[t["view"] == view].assign(panel=f"{view}, {state}") for view in views for state, t in binned.items()]
     figure = lines(pd.concat(parts).query("images >= 5"), "confidence", "right", "panel")
     for ax in figure.axes:
         ax.axline((0, 0), slope=1, color="0.6", lw=0.8, zorder=0)
@@ -277,10 +255,7 @@ def reliability(answers: dict[str, pd.DataFrame], task: Task) -> Figure:
 def errors(table: pd.DataFrame, cohorts: tuple[Cohort, ...]) -> Figure:
     """Show pictures with true class, answer and confidence, one row per centre; ``table`` of ``shift.worst``."""
     by_name, places = {cohort.name: cohort for cohort in cohorts}, table.groupby("centre").ngroup()
-    width = table.groupby("centre").size().max()
-    figure, axes = plt.subplots(places.max() + 1, width, figsize=(2 * width, 1.9 * (places.max() + 1)), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    figure, axes = blank(places.max() + 1, table.groupby("centre").size().max(), 2, 1.9)
     for row, column, one in zip(places, table.groupby("centre").cumcount(), table.itertuples(), strict=True):
         ax = axes[row, column]
         ax.imshow(by_name[one.cohort].image(one.image_id), cmap="gray")
@@ -298,11 +273,8 @@ def confusions(predicted: pd.DataFrame, task: Task) -> Figure:
         rows = test[(test["population"] == population) & test["y_true"].isin(space)]
         counts = metrics.confusion(rows["y_true"].to_numpy(), rows[task.columns()].to_numpy(), space)
         share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        style = {"annot": True, "fmt": ".0f", "cmap": "Blues", "vmin": 0, "vmax": 100, "cbar": False, "square": True}
-        sns.heatmap(share, ax=ax, linewidths=0.5, **style)
-        ax.set_xticklabels(task.classes, rotation=40, ha="right")
-        ax.set_yticklabels(task.tests[population], rotation=0)
-        ax.set(xlabel="answer", ylabel="true class", title=population.capitalize())
+        heatmap(pd.DataFrame(share, task.tests[population], task.classes), ax, ".0f")
+        ax.set(xlabel="answer", ylabel="true class", title=population.capitalize(), aspect="equal")
     figure.suptitle(", ".join(sorted(set(test["encoder"]))))
     return figure
 

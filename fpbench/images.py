@@ -53,8 +53,8 @@ class Geometry:
             if value not in known:
                 raise InputError(f"unknown {word} {value!r}: expected one of {', '.join(known)}")
         if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
-            found = f"{self.size} and {self.crop}"
-            raise InputError(f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {found}")
+            wanted = "a size of 8 to 4096 pixels and a crop in (0, 1]"
+            raise InputError(f"expected {wanted}, found {self.size} and {self.crop}")
 
     def describe(self) -> str:
         """Return a line for tables."""
@@ -77,20 +77,14 @@ class Geometry:
         return resized[top : top + self.size, left : left + self.size]
 
     def _pad_square(self, picture: np.ndarray) -> np.ndarray:
-        height, width = picture.shape[:2]
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        square = np.zeros((side, side, *picture.shape[2:]), np.uint8)
-        square[top : top + height, left : left + width] = picture
-        return self._resize(square, self.size, self.size)
+        side = max(picture.shape[:2])
+        top, left = ((side - edge) // 2 for edge in picture.shape[:2])
+        return self._resize(_on_black(picture, side, top, left), self.size, self.size)
 
     def _fit_pad(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
         scale = self.size / max(height, width)  # a float, and cut off: mmdetection's 784 * (1024 / 784) is 1023
-        resized = self._resize(picture, max(1, int(width * scale)), max(1, int(height * scale)))
-        square = np.zeros((self.size, self.size, *picture.shape[2:]), np.uint8)
-        square[: resized.shape[0], : resized.shape[1]] = resized
-        return square
+        return _on_black(self._resize(picture, max(1, int(width * scale)), max(1, int(height * scale))), self.size)
 
     def _resize(self, picture: np.ndarray, width: int, height: int) -> np.ndarray:
         if self.interpolation in OPENCV:
@@ -101,6 +95,12 @@ class Geometry:
         if self.interpolation in TORCH:
             return _torch_resize(picture, width, height, TORCH[self.interpolation])
         return np.asarray(Image.fromarray(picture).resize((width, height), PILLOW[self.interpolation]))
+
+
+def _on_black(picture: np.ndarray, side: int, top: int = 0, left: int = 0) -> np.ndarray:
+    square = np.zeros((side, side, *picture.shape[2:]), np.uint8)
+    square[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return square
 
 
 def _torch_resize(picture: np.ndarray, width: int, height: int, mode: str) -> np.ndarray:
@@ -223,8 +223,7 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
     numpy.ndarray
         uint8, (N, size, size) where all pictures are grey, else (N, size, size, 3).
     """
-    bad = looked.index[looked["error"] != ""]
-    if len(bad):
+    if len(bad := looked.index[looked["error"] != ""]):
         raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
     pixels = artifacts.digest(looked["pixels"].tolist())
     key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": pixels}

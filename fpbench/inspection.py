@@ -53,7 +53,7 @@ def alignment(one: np.ndarray, other: np.ndarray) -> float:
     grams = [(x - x.mean(axis=0)) @ (x - x.mean(axis=0)).T for x in (one.astype(np.float64), other.astype(np.float64))]
     for gram in grams:
         np.fill_diagonal(gram, 0)
-    cross, first, second = _hsic(*grams), _hsic(grams[0], grams[0]), _hsic(grams[1], grams[1])
+    cross, first, second = (_hsic(grams[i], grams[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
     return float(cross / np.sqrt(first * second)) if first > 0 and second > 0 else float("nan")
 
 
@@ -66,9 +66,7 @@ def _hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 def alignments(embedded: dict[str, np.ndarray]) -> pd.DataFrame:
     """Return the alignment of every pair of encoders, a symmetric table."""
-    names = list(embedded)
-    values = [[alignment(embedded[one], embedded[other]) for other in names] for one in names]
-    return pd.DataFrame(values, names, names)
+    return pd.DataFrame({one: {other: alignment(x, y) for other, y in embedded.items()} for one, x in embedded.items()})
 
 
 def sensitivity(encoder: Encoder, pictures: Sequence[np.ndarray]) -> dict[str, float]:
@@ -128,6 +126,5 @@ def peak(encoder: Encoder) -> float:
 
         return float(torch.cuda.max_memory_allocated(encoder.device))
     with suppress(OSError):
-        (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM")]
-        return float(line.split()[1]) * 1024
+        return float(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     return float("nan")

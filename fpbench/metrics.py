@@ -56,10 +56,8 @@ def scores(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = 
         Macro F1 (the headline), weighted F1, accuracy, balanced accuracy, macro one-vs-rest AUROC, ECE, Brier, NLL (nats).
         AUROC is NaN where a class of the space has no image or no other.
     """
-    y, space = np.asarray(y), list(space)
-    _check(y, logits, space)
-    z = restrict(logits, space, rule)
-    probability, predicted = softmax(z), z.argmax(axis=1)
+    y, space, z, predicted = _answered(y, logits, space, rule)
+    probability = softmax(z)
     _, recall, f1, images = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
     return {
         "macro F1": float(f1.mean()),
@@ -75,18 +73,15 @@ def scores(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = 
 
 def per_class(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> dict[str, np.ndarray]:
     """Return precision, recall, F1 and images of each class of ``space``, each of shape (len(space),)."""
-    y, space = np.asarray(y), list(space)
-    _check(y, logits, space)
-    predicted = restrict(logits, space, rule).argmax(axis=1)
+    y, space, _, predicted = _answered(y, logits, space, rule)
     values = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
     return dict(zip(("precision", "recall", "F1", "images"), values, strict=True))
 
 
 def confusion(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> np.ndarray:
     """Return counts (len(space), K): rows are true classes of the space, columns all classes of the task."""
-    _check(np.asarray(y), logits, list(space))
-    predicted = restrict(logits, space, rule).argmax(axis=1)
-    return sk.confusion_matrix(y, predicted, labels=range(np.shape(logits)[1]))[list(space)]
+    y, space, z, predicted = _answered(y, logits, space, rule)
+    return sk.confusion_matrix(y, predicted, labels=range(z.shape[1]))[space]
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -104,13 +99,15 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> fl
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _check(y: np.ndarray, logits: np.ndarray, space: list[int]) -> None:
-    shape = np.shape(logits)
+def _answered(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str) -> tuple:
+    """Return y and space as they are worked with, the restricted logits and the answers; InputError for other input."""
+    y, space, shape = np.asarray(y), list(space), np.shape(logits)
     if len(shape) != 2 or len(y) != shape[0] or not len(y):
         raise InputError(f"expected labels (N,) and logits (N, K) with N > 0, found {y.shape} and {shape}")
     if not np.isfinite(logits).all():
         raise InputError("expected finite logits, found NaN or infinity")
     if outside := sorted(set(np.unique(y)) - set(space)):
-        raise InputError(
-            f"labels {outside} are outside the label space {space} of this cohort: drop those rows or widen the space"
-        )
+        found = f"labels {outside} are outside the label space {space} of this cohort"
+        raise InputError(f"{found}: drop those rows or widen the space")
+    z = restrict(logits, space, rule)
+    return y, space, z, z.argmax(axis=1)

@@ -64,9 +64,8 @@ class Heads:
 
     def _standardise(self, X: np.ndarray) -> np.ndarray:
         X = check_features(X)
-        if X.shape[1] != len(self.mean):
-            found = f"found {X.shape[1]}: use the same encoder"
-            raise InputError(f"expected {len(self.mean)} features as in training, {found}")
+        if (found := X.shape[1]) != (wanted := len(self.mean)):
+            raise InputError(f"expected {wanted} features as in training, found {found}: use the same encoder")
         return (X - self.mean) / self.scale
 
 
@@ -180,9 +179,8 @@ def knn_scores(
     The weighted vote of DINO (arXiv:2104.14294, appendix). Returns (n, K) log-probabilities, usable as logits; every class
     gets 1e-6 on top of its share of the votes, so that all are finite. k is at most the number of training rows.
     """
-    unit = [
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in map(check_features, (X_train, X_test))
-    ]
+    both = map(check_features, (X_train, X_test))
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in both]
     votes = onehot(check_labels(y_train, len(X_train), n_classes), n_classes).T
     if k < 1 or not temperature > 0 or unit[0].shape[1] != unit[1].shape[1]:
         widths = unit[0].shape[1], unit[1].shape[1]
@@ -251,12 +249,10 @@ def _eigenbasis(Xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, basis = s**2 / n, Qt.mT
     else:
         values, basis = np.linalg.eigh(Xs.mT @ Xs / n)
-    width = -(-(basis.shape[1] + 1) // 16) * 16
-    padded = np.zeros((d, width - 1))
-    padded[:, : basis.shape[1]] = basis
-    curvature = np.zeros(width)
-    curvature[: basis.shape[1]] = np.maximum(values, 0)
+    curvature = np.pad(np.maximum(values, 0), (0, 16 - len(values) % 16))
     curvature[-1] = max(curvature.max(), 1)
+    padded = np.zeros((d, len(curvature) - 1))
+    padded[:, : len(values)] = basis
     return padded, curvature
 
 
@@ -298,8 +294,7 @@ def _coarse_to_fine(problem: "_Problem", W: np.ndarray, lam: np.ndarray, steps: 
     first = every[:: STRIDE if len(x) > 2 * STRIDE and np.diff(x).max() <= DENSE * np.log(10) else 1]
     first = np.union1d(first, every[-1])
     W[first], steps[first] = problem.minimise(W[first], lam[first], steps[first])
-    rest = np.setdiff1d(every, first)
-    if len(rest):
+    if len(rest := np.setdiff1d(every, first)):
         start = make_interp_spline(x[first], W[first], k=min(3, len(first) - 1))(x[rest])
         W[rest], steps[rest] = problem.minimise(start, lam[rest], steps[rest])
     return [W, steps]
@@ -322,7 +317,7 @@ class _Problem:
         W, Y = self.cast(W), self.cast(self.Y)
         Z = self.logits(W)
         R = 0 * Z
-        _, loss, M = self.search(Z, 0 * Z, R, Y, *np.zeros((3, len(lam))))  # a step of length 0: evaluates Z
+        _, loss, M = self.search(Z, 0 * Z, R, Y, np.zeros((3, len(lam))))  # a step of length 0: evaluates Z
         G, pairs, best, idle = self.gradient(R, W, lam), [], np.full(len(lam), np.inf), np.zeros(len(lam), int)
         while True:
             F = loss + lam / 2 * _dot(W[..., :-1], W[..., :-1])
@@ -338,8 +333,8 @@ class _Problem:
                 return found, steps
             D = self.direction(G, pairs, M, lam)
             Zd = self.logits(D)
-            ray = _dot(G, D), *(lam * _dot(U[..., :-1], D[..., :-1]) for U in (W, D))
-            a, loss, M = self.search(Z, Zd, R, Y, *ray)
+            ray = np.array([_dot(G, D), *(lam * _dot(U[..., :-1], D[..., :-1]) for U in (W, D))])
+            a, loss, M = self.search(Z, Zd, R, Y, ray)
             steps[heads] += 1
             a = self.cast(a)[:, None, None]
             W, Z, D, old = W + a * D, Z + a * Zd, a * D, G
@@ -379,20 +374,12 @@ class _Problem:
             q = q + (weight - self.cast(rho * _dot(y, q))[:, None, None]) * s
         return -q
 
-    def search(
-        self,
-        Z: np.ndarray,
-        Zd: np.ndarray,
-        R: np.ndarray,
-        Y: np.ndarray,
-        slope: np.ndarray,
-        linear: np.ndarray,
-        square: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def search(self, Z: np.ndarray, Zd: np.ndarray, R: np.ndarray, Y: np.ndarray, ray: np.ndarray) -> tuple:
         """Find steps a (P,) along Zd; write the residuals at Z + a Zd to R, return a, the loss and the class covariance.
 
-        slope (P,) is that of F at 0; linear and square are the penalty's: lam W'D and lam D'D.
+        ray (3, P): the slope of F at 0, then lam W'D and lam D'D of the penalty.
         """
+        slope, linear, square = ray
         a, loss, M = np.where(slope < 0, 1.0, 0.0), np.empty(len(Z)), np.empty((len(Z), len(Y), len(Y)))
         for s in _cuts(Z):
             ends, slopes = np.array([0 * a[s], 0 * a[s] + np.inf]), np.array([slope[s], 0 * slope[s]])
@@ -457,8 +444,7 @@ def check_features(X: np.ndarray) -> np.ndarray:
     if X.ndim != 2 or not X.size or X.dtype.kind != "f":
         found = f"{X.dtype} {X.shape}"
         raise InputError(f"expected features (n, D) of floats, found {found}: pass the embeddings as an array")
-    bad = np.flatnonzero(~np.isfinite(X).all(1))
-    if len(bad):
+    if len(bad := np.flatnonzero(~np.isfinite(X).all(1))):
         found = f"NaN or Inf in {len(bad)} rows, first row {bad[0]}"
         raise InputError(f"expected finite features, found {found}: embed them again")
     return X
@@ -497,8 +483,7 @@ def check_train_sets(train_sets: Sequence[np.ndarray], y: np.ndarray, n_classes:
     """Return the train sets if each holds every class."""
     sets = [check_rows(rows, len(y), fold, "train") for fold, rows in enumerate(train_sets)]
     for fold, rows in enumerate(sets):
-        absent = np.setdiff1d(np.arange(n_classes), y[rows]).tolist()
-        if absent:
+        if absent := np.setdiff1d(np.arange(n_classes), y[rows]).tolist():
             raise InputError(f"fold {fold}: no training row of class {absent}: use fewer folds or leave that class out")
     if not sets:
         raise InputError("expected one train set or more, found none")

@@ -107,8 +107,7 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
 def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
     labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
     per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}
-    few = ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds)
-    if few:
+    if few := ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds):
         raise InputError(f"{folds} folds need at least {folds} patient groups of every class; found {few}")
     part, cutter = np.empty(len(frame), object), StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, held_out) in enumerate(cutter.split(labels, labels, groups)):
@@ -134,8 +133,7 @@ def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] 
                 both = [set(parts[one][key]) & set(parts[two][key]) for key in ("patient", "group", "pixels")]
                 rows.append((fold.number, f"{one} / {two}", *map(len, both)))
     proof = pd.DataFrame(rows, columns=["fold", "parts", "shared patients", "shared groups", "shared images"])
-    leaks = proof[proof.iloc[:, 2:].sum(axis=1) > 0]
-    if len(leaks):
+    if len(leaks := proof[proof.iloc[:, 2:].sum(axis=1) > 0]):
         raise InputError(f"expected disjoint parts, found overlaps:\n{leaks.to_string(index=False)}")
     return proof
 

@@ -99,10 +99,9 @@ def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, np.ndar
     identity = ["fold", "image_id", "group", "y_true"]
     for key, table in tables.items():
         if not np.array_equal(table[identity], first[identity]) or table.duplicated(identity[:2]).any():
-            raise InputError(
-                f"expected {' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(name)} once "
-                f"each, found {len(table):,} rows, not the same: read the predictions of one study, all its folds"
-            )
+            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(name)} once each"
+            found = f"found {len(table):,} rows, not the same: read the predictions of one study, all its folds"
+            raise InputError(f"expected {wanted}, {found}")
     return tuple(tables), first, np.stack([table[task.columns()].to_numpy() for table in tables.values()])
 
 

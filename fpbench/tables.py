@@ -46,24 +46,23 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = ()) 
     pandas.DataFrame
         Columns MODEL, VIEW, fold, ``groups``, images, metric, value.
     """
-    return _collect(predicted, task, groups, lambda y, z, space, rule: metrics.scores(y, z, space, rule))
+    return _collect(predicted, task, groups, metrics.scores)
 
 
 def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Score every class: as ``evaluate``, with the metric named ``F1 of abdomen`` and so on."""
 
     def by_class(y, z, space, rule):
-        table, names = metrics.per_class(y, z, space, rule), [task.classes[k] for k in space]
+        table = metrics.per_class(y, z, space, rule)
         what = ("precision", "recall", "F1")
-        return {f"{name} of {names[i]}": table[name][i] for name in what for i in range(len(space))}
+        return {f"{name} of {task.classes[k]}": table[name][i] for name in what for i, k in enumerate(space)}
 
     return _collect(predicted, task, (), by_class)
 
 
 def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score) -> pd.DataFrame:
     test = predicted[predicted["split"] == "test"]
-    columns = [*MODEL, "fold", *groups]
-    rows = []
+    columns, rows = [*MODEL, "fold", *groups], []
     for population, classes, rule in views(task, set(test["population"])):
         space = task.codes(classes)
         seen = test[(test["population"] == population) & test["y_true"].isin(space)]
@@ -78,22 +77,16 @@ def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score
 
 def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Return mean and SD over folds (and folds, images) of each metric of each model and view."""
-    grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False)
-    table = grouped.agg(mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean"))
-    return table.reset_index()
+    grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False, as_index=False)
+    return grouped.agg(mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean"))
 
 
-def overview(
-    scores: pd.DataFrame,
-    intervals: pd.DataFrame | None = None,
-    metric: str = metrics.HEADLINE,
-    duplicates: str = "as published",
-) -> pd.DataFrame:
-    """Return ``summarise`` of one metric, with the heading of each view in the column ``view``.
+def overview(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return ``summarise`` of the headline metric, copies left in, with the heading of each view in the column ``view``.
 
     ``intervals`` of ``statistics.intervals``, one method, add the columns ``low`` and ``high``; NaN where the data carry none.
     """
-    summary = summarise(scores[(scores["metric"] == metric) & (scores["duplicates"] == duplicates)])
+    summary = summarise(scores[(scores["metric"] == metrics.HEADLINE) & (scores["duplicates"] == "as published")])
     if intervals is not None:
         keys = [*MODEL, *VIEW, "metric"]
         summary = summary.merge(intervals[[*keys, "low", "high"]], on=keys, how="left")
@@ -120,9 +113,8 @@ def verdicts(scores: pd.DataFrame) -> pd.DataFrame:
     span = ours.groupby([*MODEL, "population"])["mean"].agg(low="min", high="max").reset_index()
     table = public[[*MODEL, "population", "paper"]].merge(span, how="left")
     inside = table["paper"].between(table["low"], table["high"])
-    return table.assign(
-        verdict=np.select([table["low"].isna(), inside], ["not run here", "inside the range"], "outside the range")
-    )
+    words = np.select([table["low"].isna(), inside], ["not run here", "inside the range"], "outside the range")
+    return table.assign(verdict=words)
 
 
 def view_title(population: str, classes: int, rule: str) -> str:
@@ -130,22 +122,16 @@ def view_title(population: str, classes: int, rule: str) -> str:
     return f"{population.capitalize()}, {classes} classes, {rule}"
 
 
-def table1(
-    scores: pd.DataFrame,
-    intervals: pd.DataFrame | None = None,
-    metric: str = metrics.HEADLINE,
-    duplicates: str = "as published",
-) -> pd.DataFrame:
+def table1(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
 
     A cell is ``mean [95 % interval by patient group] ± SD over folds``; ``intervals`` are those of ``statistics.intervals``, one
     method. Without them, the interval is left out; where the data carry none, it is ``[none]``.
     """
-    summary, order = overview(scores, intervals, metric, duplicates), list(PROTOCOLS)
+    summary, order = overview(scores, intervals), list(PROTOCOLS)
     summary["text"] = summary["mean"].map("{:.3f}".format)
     if intervals is not None:
-        ends = zip(summary["low"], summary["high"], strict=True)
-        summary["text"] += [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
+        summary["text"] += told(summary)
     summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
     table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
@@ -158,6 +144,12 @@ def table1(
     return table.reset_index()
 
 
+def told(intervals: pd.DataFrame) -> list[str]:
+    """Return ``low`` and ``high`` of each row as text; ``[none]`` where the data carry no interval."""
+    ends = zip(intervals["low"], intervals["high"], strict=True)
+    return [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
+
+
 def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataFrame:
     """Write a table as CSV, Markdown, LaTeX (booktabs) and HTML, with caption, label and stamp, and return it to be shown.
 
@@ -166,13 +158,11 @@ def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataF
     folder, stamp = study.folder / "tables", study.stamp()
     note = caption + (f" ({study.label})" if study.label else "")
     html = table.to_html(index=False, border=0).replace("<table", f"<table aria-label={name!r}", 1)
+    style = table.style.hide(axis="index").format(escape="latex", precision=3)
     texts = {
         "csv": table.to_csv(index=False),
         "md": f"{note}\n\n{table.to_markdown(index=False)}\n\n<!-- {stamp} -->\n",
-        "tex": table.style.hide(axis="index")
-        .format(escape="latex", precision=3)
-        .to_latex(hrules=True, caption=_latex(note))
-        + f"% {stamp}\n",
+        "tex": f"{style.to_latex(hrules=True, caption=_latex(note))}% {stamp}\n",
         "html": f"<figure>{html}<figcaption>{note}</figcaption></figure>\n<!-- {stamp} -->\n",
     }
     artifacts.write_json(folder / f"{name}.json", {"caption": caption, "label": study.label, "stamp": stamp})
@@ -195,11 +185,8 @@ def by_encoder(rows: dict[str, dict]) -> pd.DataFrame:
 
 def by_item(settings) -> pd.DataFrame:
     """Return the fields of a dataclass, one row each; those of a dataclass within it are named with a dot."""
-    rows = []
-    for name, value in asdict(settings).items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [(f"{name}.{key}".rstrip("."), str(found)) for key, found in inner]
-    return pd.DataFrame(rows, columns=["setting", "value"])
+    flat = pd.json_normalize(asdict(settings)).iloc[0]
+    return flat.map(str).rename_axis("setting").reset_index(name="value")
 
 
 def _latex(text: str) -> str:
@@ -212,8 +199,8 @@ def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataF
     if summary.empty:
         raise InputError(f"no scores of {metric!r}: expected one of {', '.join(sorted(set(scores['metric'])))}")
     keys = [*MODEL, "population", "classes", "rule"]
-    table = summary.pivot(index=keys, columns="duplicates", values="mean")[list(DUPLICATES)].rename_axis(columns=None)
-    images = summary.pivot(index=keys, columns="duplicates", values="images")
+    both = summary.pivot(index=keys, columns="duplicates", values=["mean", "images"])
+    table, images = both["mean"][list(DUPLICATES)].rename_axis(columns=None), both["images"]
     table["difference"] = table["de-duplicated"] - table["as published"]
     table["images left out"] = np.round(images["as published"] - images["de-duplicated"]).astype(int)
     return table.reset_index()

@@ -33,13 +33,11 @@ class Task:
 PLANES = ("abdomen", "brain", "femur", "thorax", "cervix", "other")
 BRAIN_PLANES = ("trans-thalamic", "trans-ventricular", "trans-cerebellar")
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("planes", "six fetal planes", "plane", PLANES, "spain", {"spain": PLANES, "africa": PLANES[:4]}),
-        Task("brain_planes", "brain sub-planes", "brain_plane", BRAIN_PLANES, "spain", {"spain": BRAIN_PLANES}),
-    )
-}
+_ALL = (
+    Task("planes", "six fetal planes", "plane", PLANES, "spain", {"spain": PLANES, "africa": PLANES[:4]}),
+    Task("brain_planes", "brain sub-planes", "brain_plane", BRAIN_PLANES, "spain", {"spain": BRAIN_PLANES}),
+)
+TASKS = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:

@@ -17,12 +17,10 @@ from scipy.sparse.csgraph import connected_components
 from fpbench import artifacts, images, paths
 from fpbench.cohorts import africa, spain
 from fpbench.cohorts.download import fetch
-from fpbench.cohorts.source import Source, check_counts, check_rows, locate
+from fpbench.cohorts.source import COLUMNS, Source, check_counts, check_rows, locate
 from fpbench.errors import InputError, MissingError
 
-COLUMNS = (
-    "image_id", "path", "patient", "group", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
-)  # fmt: skip
+COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
 SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE)}
 
 
@@ -59,9 +57,8 @@ class Cohort:
         """Return one picture as in its file: uint8, (H, W) or (H, W, 3)."""
         rows = self.frame.loc[self.frame["image_id"] == image_id, "path"]
         if rows.empty:
-            raise InputError(
-                f"no image {image_id!r} in cohort {self.name}: expected one like {self.frame['image_id'].iloc[0]!r}"
-            )
+            like = self.frame["image_id"].iat[0]
+            raise InputError(f"no image {image_id!r} in cohort {self.name}: expected one like {like!r}")
         return images.decode(rows.iloc[0])
 
     def array(self, geometry: images.Geometry) -> np.ndarray:
@@ -110,11 +107,9 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     source, folder, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
     frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
-    if (bad := frame["error"] != "").any():
-        row = frame[bad].iloc[0]
-        raise InputError(
-            f"{int(bad.sum())} unreadable pictures in {folder}, the first is {row['image_id']}: {row['error']}"
-        )
+    if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
+        first = ": ".join(bad.iloc[0])
+        raise InputError(f"{len(bad)} unreadable pictures in {folder}, the first is {first}")
     frame.insert(3, "group", group_patients(frame["patient"], frame["pixels"]))
     return Cohort(source, frame, absent=int((~there).sum()))
 
@@ -144,16 +139,13 @@ def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFram
     rows = source.read(label_file, source.name)
     check_rows(rows, label_file)
     check_counts(rows, source, label_file)
-    rows = rows.sort_values("image_id", ignore_index=True).assign(
-        path=lambda frame: [folder / path for path in frame["path"]]
-    )
+    rows = rows.sort_values("image_id", ignore_index=True)
+    rows["path"] = [folder / path for path in rows["path"]]
     there = np.array([path.is_file() for path in rows["path"]])
     if (missing == "error" and not there.all()) or not there.any():
-        first = rows.loc[~there, "path"].iloc[0]
-        raise MissingError(
-            f"{int((~there).sum()):,} of {len(rows):,} images of {source.name} are not in {folder}, the first is {first}: complete the "
-            "archive, or load what is there with missing='drop'"
-        )
+        lost = f"{(~there).sum():,} of {len(rows):,} images of {source.name} are not in {folder}"
+        how = "complete the archive, or load what is there with missing='drop'"
+        raise MissingError(f"{lost}, the first is {rows.loc[~there, 'path'].iat[0]}: {how}")
     return rows, there
 
 
@@ -169,9 +161,8 @@ def group_patients(patients: pd.Series, pixels: pd.Series) -> np.ndarray:
     pictures, picture = np.unique(pixels.to_numpy(str), return_inverse=True)
     total = len(names) + len(pictures)
     edges = coo_matrix((np.ones(len(patient)), (patient, len(names) + picture)), shape=(total, total))
-    component = connected_components(edges, directed=False)[1][: len(names)]
-    first = pd.Series(names).groupby(component).transform("min").to_numpy()
-    return first[patient]
+    component = connected_components(edges, directed=False)[1][patient]
+    return patients.astype(str).groupby(component).transform("min").to_numpy()
 
 
 def distinct(frame: pd.DataFrame, label: str) -> np.ndarray:
@@ -189,8 +180,4 @@ def fetch_cohort(name: str, root: str | Path | None = None) -> Path:
     if source is None or source.archive is None:
         public = ", ".join(known for known, one in SOURCES.items() if one.archive)
         raise InputError(f"no archive is known for {name!r}: expected one of {public}")
-
-    def verify(folder: Path) -> None:
-        list_images(name, folder, "error")
-
-    return fetch(source.archive, Path(root) if root else paths.data(), verify=verify)
+    return fetch(source.archive, root or paths.data(), verify=lambda folder: list_images(name, folder, "error"))

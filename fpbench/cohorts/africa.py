@@ -31,8 +31,7 @@ def read(path: Path, name: str = "africa") -> pd.DataFrame:
     raw = read_table(path, LABELS["separator"], LABELS["columns"])
     ours, patient = translate(raw, LABELS["words"], path), raw["Patient_num"].str.zfill(3)
     file = "patient" + patient + "_" + ours["Center"] + "_plane" + ours["Plane"].map(LABELS["numbers"])
-    wrong = raw[raw["Filename"] != file]
-    if len(wrong):
+    if len(wrong := raw[raw["Filename"] != file]):
         problem = f"the name {wrong['Filename'].iat[0]!r} does not fit its patient, centre and plane"
         raise rows_error(path, wrong, problem)
     place = raw["Center"] + "/" + raw["Filename"]

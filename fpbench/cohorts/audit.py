@@ -55,18 +55,16 @@ class Audit:
     def sentence(self) -> str:
         """Return the finding in one sentence."""
         n = self.summary()
-        return (
-            f"{self.cohort.name}: {n['distinct']:,} distinct pictures in {n['files']:,} files; {n['pairs across patients']} pairs of "
-            f"copies under two patient ids, {n['pairs across the split']} across the published split; "
-            f"{n['patient ids']:,} patient ids are {n['groups']:,} groups."
-        )
+        copies = f"{n['pairs across patients']} pairs of copies under two patient ids"
+        files = f"{self.cohort.name}: {n['distinct']:,} distinct pictures in {n['files']:,} files; {copies}"
+        patients = f"{n['patient ids']:,} patient ids are {n['groups']:,} groups"
+        return f"{files}, {n['pairs across the split']} across the published split; {patients}."
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables that the command line prints after the summary."""
-        cohort, shown = self.cohort, {}
-        for rows, other in CROSSED.items():
-            if cohort.frame[rows].nunique() > 1:
-                shown[f"{rows} x {other} (images)"] = crosstab(cohort, rows, other)
+        cohort = self.cohort
+        crossed = {rows: other for rows, other in CROSSED.items() if cohort.frame[rows].nunique() > 1}
+        shown = {f"{rows} x {other} (images)": crosstab(cohort, rows, other) for rows, other in crossed.items()}
         shown[f"{cohort.source.confounder} x size (images)"] = crosstab(cohort, cohort.source.confounder, "size").T
         shown["unreadable"], shown["near duplicates"] = self.unreadable, self.near
         return {title: table for title, table in shown.items() if len(table)}
@@ -146,7 +144,7 @@ def crosstab(cohort: Cohort, rows: str, columns: str) -> pd.DataFrame:
     frame = cohort.frame.assign(size=cohort.frame["width"].astype(str) + " x " + cohort.frame["height"].astype(str))
     table = pd.crosstab(frame[rows].fillna("not published"), frame[columns].fillna("not published"))
     order = next((task.classes for task in TASKS.values() if task.label == columns), ())
-    return table[sorted(table.columns, key=lambda name: (order.index(name) if name in order else len(order), name))]
+    return table[[*(name for name in order if name in table), *sorted({*table} - {*order})]]
 
 
 def classes_table(cohorts: list[Cohort], task: Task) -> pd.DataFrame:
@@ -160,8 +158,7 @@ def classes_table(cohorts: list[Cohort], task: Task) -> pd.DataFrame:
 
 def summary_table(audits: list[Audit]) -> pd.DataFrame:
     """Return the summaries side by side, one column per cohort."""
-    table = pd.DataFrame({found.cohort.name: found.summary() for found in audits})
-    return table.rename_axis("count").reset_index()
+    return pd.DataFrame({one.cohort.name: one.summary() for one in audits}).rename_axis("count").reset_index()
 
 
 def sizes_table(cohorts: list[Cohort]) -> pd.DataFrame:

@@ -144,9 +144,7 @@ def extract(
         _unpack(archive_path, temporary, budget, max_members, top)
         if verify is not None:
             verify(temporary)
-        if destination.exists():
-            destination.rmdir()  # empty; Windows cannot rename over a folder
-        temporary.rename(destination)
+        temporary.rename(destination)  # an empty folder may be there
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return destination

@@ -62,8 +62,7 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
 def translate(frame: pd.DataFrame, words: dict[str, dict[str, str | None]], path: Path) -> pd.DataFrame:
     """Translate the words of some columns into ours (column -> theirs -> ours); InputError names the rows with any other."""
     for column, names in words.items():
-        unknown = frame[~frame[column].isin(names)]
-        if len(unknown):
+        if len(unknown := frame[~frame[column].isin(names)]):
             problem = f"unknown {column} {unknown[column].iat[0]!r}"
             raise rows_error(path, unknown, problem, f"; expected one of {', '.join(names)}")
     return pd.DataFrame({column: frame[column].map(names) for column, names in words.items()})
@@ -76,8 +75,7 @@ def rows_error(path: Path, rows: pd.DataFrame, problem: str, hint: str = "") -> 
 
 def check_rows(frame: pd.DataFrame, path: Path) -> None:
     """Raise InputError for a duplicated row or a patient on both sides of the published split."""
-    twice = frame.loc[frame["image_id"].duplicated(), "image_id"]
-    if len(twice):
+    if len(twice := frame.loc[frame["image_id"].duplicated(), "image_id"]):
         listed = f"{len(twice)} images are listed twice, the first is {twice.iloc[0]}"
         raise InputError(f"{path}: {listed}: expected one row each")
     sides = frame.groupby("patient")["official_split"].nunique()

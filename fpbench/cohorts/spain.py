@@ -41,8 +41,7 @@ def read(path: Path, name: str = "spain") -> pd.DataFrame:
 def _check_names(raw: pd.DataFrame, patient: pd.Series, plane: pd.Series, path: Path) -> None:
     """Raise InputError for a name that says another patient, or number of a plane, than its row."""
     said = raw["Image_name"].str.extract(r"^Patient(?P<patient>\d{5})_Plane(?P<plane>\d)_\d+_of_\d+$")
-    wrong = raw[(said["patient"] != patient) | (said["plane"] != plane)]
-    if len(wrong):
+    if len(wrong := raw[(said["patient"] != patient) | (said["plane"] != plane)]):
         name, patient, plane = wrong[["Image_name", "Patient_num", "Plane"]].iloc[0]
         raise rows_error(path, wrong, f"the name {name!r} does not fit patient {patient!r} and plane {plane!r}")
 

@@ -7,7 +7,7 @@ catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or any model of a libra
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -100,20 +100,13 @@ class Encoder:
 
     def prepare(self, pictures: Image.Image | Sequence | np.ndarray) -> np.ndarray:
         """Return a uint8 batch, (B, S, S) or (B, S, S, 3), of pictures in any form that ``embed`` takes."""
-        if isinstance(pictures, np.ndarray):
-            return self._checked(pictures)
-        pictures = [pictures] if isinstance(pictures, Image.Image) else pictures
-        arrays = [self.geometry(to_array(p) if isinstance(p, Image.Image) else p) for p in pictures]
-        if any(array.ndim == 3 for array in arrays):
-            arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, -1) for array in arrays]
-        return (
-            self._checked(np.stack(arrays))
-            if arrays
-            else np.zeros((0, self.geometry.size, self.geometry.size), np.uint8)
-        )
-
-    def _checked(self, batch: np.ndarray) -> np.ndarray:
-        size = self.geometry.size
+        batch, size = pictures, self.geometry.size
+        if not isinstance(batch, np.ndarray):
+            batch = [batch] if isinstance(batch, Image.Image) else batch
+            arrays = [self.geometry(to_array(p) if isinstance(p, Image.Image) else p) for p in batch]
+            if any(array.ndim == 3 for array in arrays):
+                arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, -1) for array in arrays]
+            batch = np.stack(arrays) if arrays else np.zeros((0, size, size), np.uint8)
         if batch.dtype != np.uint8 or batch.shape[1:] not in ((size, size), (size, size, 3)):
             raise InputError(f"{self.name}: expected uint8 (B, {size}, {size}[, 3]), found {batch.dtype} {batch.shape}")
         return batch
@@ -147,9 +140,8 @@ class Encoder:
 
     def identity(self) -> dict:
         """Return everything that an embedding depends on, as JSON-like values: the encoder's part of a cache key."""
-        geometry = {name: getattr(self.geometry, name) for name in ("kind", "size", "interpolation", "crop")}
         return {
-            "model": self.model, "weights": self.weights.sha256, "geometry": geometry, "mean": list(self.mean),
+            "model": self.model, "weights": self.weights.sha256, "geometry": asdict(self.geometry), "mean": list(self.mean),
             "std": list(self.std), "pooling": self.pooling, "dim": self.dim, "options": self.options,
         }  # fmt: skip
 
@@ -231,26 +223,16 @@ def load_encoder(
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
-    path = _file(model, weights)
-    return Encoder(
-        name=name or model,
-        model=model,
-        dim=plan.dim,
-        geometry=plan.geometry,
-        mean=tuple(mean or plan.mean),
-        std=tuple(std or plan.std),
-        pooling=plan.pooling,
-        weights=_fill(plan, path, seed, ignore, f"{name or model} from {path}"),
-        module=plan.module.eval(),
-        options=options,
-    )
+    name, scale = name or model, (tuple(mean or plan.mean), tuple(std or plan.std))
+    filled = _fill(plan, model, weights, seed, ignore, name)
+    return Encoder(name, model, plan.dim, plan.geometry, *scale, plan.pooling, filled, plan.module.eval(), options)
 
 
 def _plan(model: str, weights: str, pooling: str, geometry: Geometry | dict | None, options: dict) -> Plan:
     """Build the module of a catalogue entry."""
     entry, mini, pooling, shape = settle(model, pooling, geometry)
     module, layouts = catalogue.builder(entry)(name=entry.name, size=shape.size, pooling=pooling, mini=mini, **options)
-    dim = _dim(module, shape.size) if mini else entry.poolings[pooling]
+    dim = length(module, shape.size) if mini else entry.poolings[pooling]
     licence = "none (miniature)" if mini else entry.licence
     return Plan(module, layouts, dim, shape, entry.mean, entry.std, pooling, licence)
 
@@ -263,11 +245,13 @@ def settle(model: str, pooling: str, geometry: Geometry | dict | None) -> tuple[
         raise InputError(f"{model} has no pooling {pooling!r}: expected one of {', '.join(entry.poolings)}")
     own = replace(entry.geometry, size=entry.mini) if mini else entry.geometry
     shape = geometry_of(own, geometry)
-    catalogue.check_side(entry, own.size, shape.size)
+    if (entry.sides == "fixed" and shape.size != own.size) or (entry.sides == "multiples of 16" and shape.size % 16):
+        raise InputError(f"{entry.name}: expected an input side of {own.size}, {entry.sides}; found {shape.size}")
     return entry, mini, pooling, shape
 
 
-def _dim(module: "torch.nn.Module", size: int) -> int:
+def length(module: "torch.nn.Module", size: int) -> int:
+    """Return the length of a module's embedding, as one picture shows it."""
     import torch
 
     with torch.inference_mode():
@@ -278,36 +262,26 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
     """Return the model's own geometry with the given fields instead."""
     if isinstance(given, Geometry):
         return given
-    if unknown := set(given or {}) - {item.name for item in fields(Geometry)}:
-        raise InputError(
-            f"unknown geometry fields {sorted(unknown)}: expected {', '.join(f.name for f in fields(Geometry))}"
-        )
+    known = [item.name for item in fields(Geometry)]
+    if unknown := sorted({*(given or {})} - {*known}):
+        raise InputError(f"unknown geometry fields {unknown}: expected {', '.join(known)}")
     crop = {"crop": 1.0} if given and given.get("kind", own.kind) != "resize_crop" else {}
     return replace(own, **{**crop, **(given or {})})
 
 
-def _file(model: str, weights: str) -> Path | None:
-    """Return the weights file, or None where there is none to read."""
-    if weights == "random" or (weights == "hub" and ":" in model):
-        return None
-    if weights != "hub":
-        return Path(weights)
-    if model.endswith(MINI):
-        raise InputError(f"{model} is a miniature and has no published weights: use weights='random'")
-    from fpbench.encoders.fetch import locate
-
-    return locate(model)
-
-
-def _fill(plan: Plan, path: Path | None, seed: int, ignore: tuple[str, ...], what: str) -> Weights:
+def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str) -> Weights:
+    """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
     from fpbench.artifacts import file_sha256
     from fpbench.encoders.checkpoint import fill, read, tensors_sha256
+    from fpbench.encoders.fetch import locate
 
-    if path is None and not plan.hub:
-        return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
-    if path is None:
+    if plan.hub:
         return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored)
-    ignored = fill(plan.module, read(path), plan.layouts, ignore, what) if plan.layouts else plan.ignored
+    if weights == "random" or (weights == "hub" and ":" in model):
+        return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
+    path, ignored = locate(model) if weights == "hub" else Path(weights), plan.ignored
+    if plan.layouts:
+        ignored = fill(plan.module, read(path), plan.layouts, ignore, f"{name} from {path}")
     return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored)
 
 
@@ -336,19 +310,15 @@ def register_encoder(
 
         return build(**options), (Layout(str),)
 
-    settings = {"architecture": getattr(build, "__name__", "own"), "sides": "any", **facts}
-    catalogue.add(
-        Entry(
-            name, adapter, geometry=geometry, mean=mean, std=std, poolings={"own": dim}, mini=geometry.size, **settings
-        )
-    )
+    own = {"architecture": getattr(build, "__name__", "own"), "sides": "any", "mini": geometry.size, **facts}
+    catalogue.add(Entry(name, adapter, geometry=geometry, mean=mean, std=std, poolings={"own": dim}, **own))
 
 
 def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
     """Return one row per encoder: what a result depends on."""
     import pandas as pd
 
-    rows = [
+    return pd.DataFrame(
         {
             "encoder": one.name,
             "model": one.model,
@@ -361,5 +331,4 @@ def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
             "geometry": one.geometry.describe(),
         }
         for one in encoders
-    ]
-    return pd.DataFrame(rows)
+    )

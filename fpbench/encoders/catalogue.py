@@ -80,9 +80,8 @@ CATALOGUE: dict[str, Entry] = {}
 def add(entry: Entry) -> None:
     """Add an entry; InputError if its name is taken or cannot be one."""
     if entry.name in CATALOGUE or not entry.name.replace("_", "").isalnum():
-        raise InputError(
-            f"encoder name {entry.name!r}: expected letters, digits and '_', and none of {', '.join(CATALOGUE)}"
-        )
+        known = ", ".join(CATALOGUE)
+        raise InputError(f"encoder name {entry.name!r}: expected letters, digits and '_', and none of {known}")
     CATALOGUE[entry.name] = entry
 
 
@@ -90,10 +89,8 @@ def find(model: str) -> tuple[Entry, bool]:
     """Return the entry of a name, and whether its miniature is meant."""
     name = model.removesuffix("-mini")
     if name not in CATALOGUE:
-        families = "timm:NAME, open_clip:NAME, hf:NAME"
-        raise InputError(
-            f"unknown encoder {model!r}: expected one of {', '.join(CATALOGUE)} (or one of these + '-mini'), or {families}"
-        )
+        known = f"{', '.join(CATALOGUE)} (or one of these + '-mini'), or timm:NAME, open_clip:NAME, hf:NAME"
+        raise InputError(f"unknown encoder {model!r}: expected one of {known}")
     return CATALOGUE[name], name != model
 
 
@@ -102,20 +99,9 @@ def builder(entry: Entry) -> Callable:
     return entry.adapter if callable(entry.adapter) else import_module(f"fpbench.encoders.{entry.adapter}").build
 
 
-def check_side(entry: Entry, own: int, side: int) -> None:
-    """Refuse an input side that the architecture cannot take."""
-    if (entry.sides == "fixed" and side != own) or (entry.sides == "multiples of 16" and side % 16):
-        raise InputError(f"{entry.name}: expected an input side of {own}, {entry.sides}; found {side}")
-
-
-def _entry(facts: dict) -> Entry:
-    """Return an entry from the facts of the data file."""
-    parts = {"geometry": Geometry(**facts["geometry"]), "source": Source(**facts["source"])}
-    return Entry(**{**facts, **parts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
-
-
 for _facts in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text()):
-    add(_entry(_facts))
+    _parts = {"geometry": Geometry(**_facts["geometry"]), "source": Source(**_facts["source"])}
+    add(Entry(**_facts | _parts | {name: tuple(_facts[name]) for name in ("mean", "std")}))
 
 
 def published() -> list[Entry]:
@@ -127,7 +113,7 @@ def table() -> "pd.DataFrame":
     """Return the facts of the paper's encoders, one row each; GMACs per image, ``saw``: does the pretraining hold the cohort."""
     import pandas as pd
 
-    rows = [
+    return pd.DataFrame(
         {
             "encoder": e.name,
             "architecture": e.architecture,
@@ -141,5 +127,4 @@ def table() -> "pd.DataFrame":
             "saw Africa": e.saw_africa,
         }
         for e in published()
-    ]
-    return pd.DataFrame(rows)
+    )

@@ -182,7 +182,8 @@ def fill(
     consumed = {part for parts in sources.values() for part in parts}
     missing = [part for parts in sources.values() for part in parts if not (part in tensors or matches(part, optional))]
     extra = [name for name in tensors if name not in consumed and name.startswith(layout.prefix)]
-    allowed = [name for name in extra if matches(name, (*layout.left_out, *ignore)) or _zero(name, tensors, layout)]
+    left_out, empty = (*layout.left_out, *ignore), layout.zero
+    allowed = [n for n in extra if matches(n, left_out) or (matches(n, empty) and not tensors[n].any())]
     unexpected = [name for name in extra if name not in allowed]
     found = {name: parts for name, parts in sources.items() if all(part in tensors for part in parts)}
     filled, shapes = _adapted(found, tensors, layout, wanted)
@@ -198,9 +199,8 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
     import torch
 
     filled, used = {}, set()
-    known = {name: shape for name, shape in layout.shapes.items() if name in tensors}
-    told = {name: (tuple(tensors[name].shape), shape) for name, shape in known.items()}
-    wrong = [f"{name} {one} where this model's file has {two}" for name, (one, two) in told.items() if one != two]
+    told = [(name, tuple(tensors[name].shape), shape) for name, shape in layout.shapes.items() if name in tensors]
+    wrong = [f"{name} {one} where this model's file has {two}" for name, one, two in told if one != two]
     for name, parts in found.items():
         shape, dtype = wanted[name]
         tensor = tensors[parts[0]] if len(parts) == 1 else torch.cat([tensors[part] for part in parts])
@@ -210,10 +210,6 @@ def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[
         filled[name] = adapted.to(dtype, copy=parts[0] in used).contiguous()  # two parameters may not share memory
         used.add(parts[0])
     return filled, wrong
-
-
-def _zero(name: str, tensors: dict, layout: Layout) -> bool:
-    return matches(name, layout.zero) and not tensors[name].any()
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -228,10 +224,8 @@ def complaint(what: str, missing: list[str], unexpected: list[str], shapes: list
     for title, names in found.items():
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         lines += [f"  {title} ({len(names)}): {', '.join(names[:6])}{more}"] if names else []
-    usual = next(
-        (text for pattern, text in NAMES["usually"] if any(fnmatchcase(name, pattern) for name in unexpected)), None
-    )
-    lines += [f"  Such a file is usually {usual}."] if usual else []
+    usual = [text for pattern, text in NAMES["usually"] if any(fnmatchcase(name, pattern) for name in unexpected)]
+    lines += [f"  Such a file is usually {text}." for text in usual[:1]]
     if (missing or unexpected) and not shapes:
         lines.append(f"If you know that this is right, overrule with ignore={[*missing, *unexpected]}")
     return "\n".join(lines)

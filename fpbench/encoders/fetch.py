@@ -108,10 +108,9 @@ def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
     expected = known or _pinned(lock).get(name, {}).get("sha256", "")
     origin = "published under this name" if known else f"pinned in {lock}" if expected else ""
     if expected and found != expected:
-        raise InputError(
-            f"{path}: expected SHA-256 {expected} ({origin}), found {found}: another file, or a damaged one. Move it away "
-            f"and fetch again; if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
-        )
+        wrong = f"expected SHA-256 {expected} ({origin}), found {found}: another file, or a damaged one"
+        want = f"if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
+        raise InputError(f"{path}: {wrong}. Move it away and fetch again; {want}")
     return origin
 
 
@@ -169,10 +168,10 @@ def _probe(address: str, confirmed: bool = False) -> tuple[str, int]:
     """Return the address that really sends the file, and its size; Drive's page about viruses is answered once."""
     with transfer.ask(address, stream=True) as response:
         if "text/html" not in response.headers.get("Content-Type", ""):
-            if "Content-Length" not in response.headers:
-                silent = "the server does not say how long the file is, so a broken transfer would pass"
-                raise InputError(f"{address}: {silent}")
-            return address, int(response.headers["Content-Length"])
+            if length := response.headers.get("Content-Length"):
+                return address, int(length)
+            silent = "the server does not say how long the file is, so a broken transfer would pass"
+            raise InputError(f"{address}: {silent}")
         page = response.text
     if QUOTA.search(page):
         free_again = "it is free again within 24 hours, or sooner for a signed-in account"

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from fpbench.encoders import Plan
+from fpbench.encoders import Plan, length
 from fpbench.encoders.checkpoint import complaint, matches, read
 from fpbench.errors import InputError, MissingError
 from fpbench.images import Geometry
@@ -33,8 +32,7 @@ class Pooled(nn.Module):
         """Return (B, D) from (B, 3, S, S)."""
         if self.pooling == "pooler":
             return self.model(pixel_values=x).pooler_output.flatten(1)
-        tokens = self.features(x)
-        tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
+        tokens = self.features(x).flatten(1, -2)
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
 
 
@@ -48,45 +46,32 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
         facts = ImageProcessingMixin.get_image_processor_dict(architecture)[0]
         config = AutoConfig.from_pretrained(architecture, **options)
         model, left_out = _model(architecture, config, weights, pooling, ignore)
+    except (InputError, MissingError):
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError | MissingError):
-            raise
         raise InputError(f"hf:{architecture}: {str(error).splitlines()[0]}") from None
-    module = Pooled(model.float(), pooling).eval()
-    geometry = _geometry(facts)
-    with torch.inference_mode():
-        dim = module(torch.zeros(1, 3, geometry.size, geometry.size)).shape[1]
-    return Plan(
-        module=module,
-        layouts=(),
-        dim=dim,
-        geometry=geometry,
-        mean=tuple(facts.get("image_mean") or (0.0, 0.0, 0.0)),
-        std=tuple(facts.get("image_std") or (1.0, 1.0, 1.0)),
-        pooling=pooling,
-        hub=architecture if weights == "hub" else "",
-        ignored=left_out,
-    )
+    module, geometry = Pooled(model.float(), pooling).eval(), _geometry(facts)
+    dim, hub = length(module, geometry.size), architecture if weights == "hub" else ""
+    mean, std = tuple(facts.get("image_mean") or (0.0,) * 3), tuple(facts.get("image_std") or (1.0,) * 3)
+    return Plan(module, (), dim, geometry, mean, std, pooling, hub=hub, ignored=left_out)
 
 
-def _model(
-    architecture: str, config, weights: str, pooling: str, ignore: tuple[str, ...]
-) -> tuple[nn.Module, tuple[str, ...]]:
+def _model(architecture: str, config, weights: str, pooling: str, ignore: tuple) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model, and what of its file was left out."""
     model = AutoModel.from_config(config)
     if weights == "random":
         return model, ()
-    kind, where, tensors = (
-        (AutoModel, architecture, {}) if weights == "hub" else (type(model), None, {"state_dict": read(Path(weights))})
-    )
     how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
-    model, info = kind.from_pretrained(where, config=config, **how, **tensors)
+    if weights == "hub":
+        model, info = AutoModel.from_pretrained(architecture, config=config, **how)
+    else:
+        model, info = type(model).from_pretrained(None, config=config, state_dict=read(Path(weights)), **how)
     unused = ("classifier.*", *(() if pooling == "pooler" else ("pooler.*",)), *ignore)
-    missing = [name for name in info["missing_keys"] if not matches(name, unused)]
-    unexpected = [name for name in info["unexpected_keys"] if not matches(name, unused)]
-    shapes = [str(entry) for entry in info["mismatched_keys"]]
-    if missing or unexpected or shapes:
-        raise InputError(complaint(f"hf:{architecture} from {weights}", sorted(missing), sorted(unexpected), shapes))
+    kinds = ("missing_keys", "unexpected_keys")
+    wrong = [sorted(name for name in info[kind] if not matches(name, unused)) for kind in kinds]
+    wrong.append([str(entry) for entry in info["mismatched_keys"]])
+    if any(wrong):
+        raise InputError(complaint(f"hf:{architecture} from {weights}", *wrong))
     return model, tuple(sorted(info["unexpected_keys"]))
 
 
@@ -97,9 +82,6 @@ def _geometry(facts: dict) -> Geometry:
     if isinstance(size, dict) and "shortest_edge" not in size:
         return Geometry("squash", size["height"], interpolation)
     short = size["shortest_edge"] if isinstance(size, dict) else size
-    side = (
-        (crop["height"] if isinstance(crop, dict) else crop)
-        if facts.get("do_center_crop", bool(crop)) and crop
-        else short
-    )
+    side = crop["height"] if isinstance(crop, dict) else crop
+    side = side if crop and facts.get("do_center_crop", True) else short
     return Geometry("resize_crop", side, interpolation, side / short)

@@ -5,27 +5,15 @@ other within horizontal ones; the last stage attends everywhere. Each stripe add
 Maps are (B, H, W, C). The authors' GPL code was not used.
 """
 
-from functools import partial
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
-from fpbench.encoders.checkpoint import Layout, renamed
-from fpbench.encoders.tower import Mean, PlainLayerNorm, Tower
+from fpbench.encoders.checkpoint import NAMES, Layout, renamed
+from fpbench.encoders.tower import Mean, Tower
 
-FULL = {
-    "dims": (64, 128, 256, 512),
-    "depths": (2, 4, 32, 2),
-    "heads": (2, 4, 8, 16),
-    "stripes": (1, 2, 7, 7),
-    "side": 56,
-}
 MINI = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}
-DECODER = (  # the rest of the file: the segmentation model around the encoder
-    "_backbone_decoder.*", "_prompt_decoder_[1-4].*", "_classifier_norm.*", "_classifier_head.*", "precls_conv.*",
-    "controller.*", "text_to_vision.*", "pos_embed", "organ_embedding",
-)  # fmt: skip
-UNUSED = ("_backbone_encoder.norm.*", "_backbone_encoder.head.*")  # in the file, never used by the authors' forward
 
 
 class Stripes(nn.Module):
@@ -41,18 +29,12 @@ class Stripes(nn.Module):
         batch, height, width, dim = q.shape
         rows, columns = height // self.window[0], width // self.window[1]
         grid = (batch, rows, self.window[0], columns, self.window[1])
-        split = partial(self._split, shape=(*grid, self.heads, dim // self.heads))
+        parts = (x.view(*grid, self.heads, -1).permute(0, 1, 3, 5, 2, 4, 6) for x in (q, k, v))
         images = v.view(*grid, dim).permute(0, 1, 3, 5, 2, 4).reshape(-1, dim, *self.window)
         local = self.get_v(images).flatten(2).transpose(1, 2)
-        out = nn.functional.scaled_dot_product_attention(split(q), split(k), split(v))
-        out = out.transpose(1, 2).flatten(2) + local
-        out = out.view(batch, rows, columns, *self.window, dim).transpose(2, 3)
-        return out.reshape(batch, height, width, dim)
-
-    @staticmethod
-    def _split(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        x = x.view(shape).permute(0, 1, 3, 5, 2, 4, 6)
-        return x.flatten(4, 5).flatten(0, 2)
+        out = nn.functional.scaled_dot_product_attention(*(x.flatten(4, 5).flatten(0, 2) for x in parts))
+        out = (out.transpose(1, 2).flatten(2) + local).view(batch, rows, columns, *self.window, dim)
+        return out.transpose(2, 3).reshape(batch, height, width, dim)
 
 
 class Block(nn.Module):
@@ -65,9 +47,8 @@ class Block(nn.Module):
         windows = [(side, side)] if stripe == side else [(side, stripe), (stripe, side)]
         share = len(windows)
         self.attns = nn.ModuleList(Stripes(dim // share, heads // share, window) for window in windows)
-        self.mlp = nn.Sequential()
-        for name, layer in (("fc1", nn.Linear(dim, 4 * dim)), ("act", nn.GELU()), ("fc2", nn.Linear(4 * dim, dim))):
-            self.mlp.add_module(name, layer)
+        parts = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(parts))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of the same shape (B, H, W, C)."""
@@ -91,12 +72,12 @@ class Merge(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, S, S) in [0, 1] to the last stage's map (B, S/32, S/32, C), not normalised."""
 
-    def __init__(self, dims: tuple, depths: tuple, heads: tuple, stripes: tuple, side: int) -> None:
+    def __init__(
+        self, dims=(64, 128, 256, 512), depths=(2, 4, 32, 2), heads=(2, 4, 8, 16), stripes=(1, 2, 7, 7), side: int = 56
+    ) -> None:
         super().__init__()
-        sharpen = [nn.InstanceNorm2d(32), nn.LeakyReLU(0.01)]
-        self.stage0_conv_embed = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 2, 1), *sharpen, nn.Conv2d(32, 32, 3, 1, 1), *sharpen
-        )
+        first, second, sharpen = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 1, 1), nn.InstanceNorm2d(32)
+        self.stage0_conv_embed = nn.Sequential(first, sharpen, nn.LeakyReLU(0.01), second, sharpen, nn.LeakyReLU(0.01))
         for stage, (before, dim) in enumerate(zip((32, *dims), dims, strict=False)):
             self.add_module(f"merge{stage}", Merge(before, dim))
             blocks = (Block(dim, heads[stage], stripes[stage], side >> stage) for _ in range(depths[stage]))
@@ -112,6 +93,7 @@ class Encoder(nn.Module):
 
 def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
     """Return the tower and the layout of the authors' file."""
-    pool = nn.Sequential(Mean(), PlainLayerNorm(1e-5)) if pooling == "mean_norm" else Mean()
-    layout = Layout(renamed((r"^trunk\.", "_backbone_encoder.")), left_out=(*DECODER, *UNUSED))
-    return Tower(Encoder(**(MINI if mini else FULL)), pool), (layout,)
+    plain = nn.LayerNorm(MINI["dims"][-1] if mini else 512, elementwise_affine=False)
+    pool = nn.Sequential(Mean(), plain) if pooling == "mean_norm" else Mean()
+    layout = Layout(renamed((r"^trunk\.", "_backbone_encoder.")), left_out=NAMES["mofo_others"])
+    return Tower(Encoder(**(MINI if mini else {})), pool), (layout,)

@@ -25,13 +25,7 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
     model = open_clip.create_model(name, pretrained=tag if weights == "hub" else None, **options)
     config = open_clip.get_model_preprocess_cfg(model)
     size = config["size"][0] if isinstance(config["size"], (tuple, list)) else config["size"]
-    return Plan(
-        module=model.visual,
-        layouts=(Layout(renamed((r"^", "visual.")), "visual."),),
-        dim=open_clip.get_model_config(name)["embed_dim"],
-        geometry=Geometry(RESIZE[config["resize_mode"]], size, config["interpolation"]),
-        mean=config["mean"],
-        std=config["std"],
-        pooling="projected",
-        hub=f"open_clip {architecture}" if weights == "hub" else "",
-    )
+    layout, dim = Layout(renamed((r"^", "visual.")), "visual."), open_clip.get_model_config(name)["embed_dim"]
+    geometry = Geometry(RESIZE[config["resize_mode"]], size, config["interpolation"])
+    hub = f"open_clip {architecture}" if weights == "hub" else ""
+    return Plan(model.visual, (layout,), dim, geometry, config["mean"], config["std"], "projected", hub=hub)

@@ -25,24 +25,14 @@ def build(name: str, size: int, pooling: str, mini: bool, **options) -> tuple[nn
 def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...]) -> Plan:
     """Return a timm model without its classifier, filled if ``weights`` is "hub"."""
     if not timm.is_model(architecture):
-        close = timm.list_models(f"*{architecture.split('.')[0]}*")[:5]
-        raise InputError(
-            f"timm has no model {architecture!r}" + (f": did you mean {', '.join(close)}?" if close else "")
-        )
+        close = ", ".join(timm.list_models(f"*{architecture.split('.')[0]}*")[:5])
+        raise InputError(f"timm has no model {architecture!r}" + (f": did you mean {close}?" if close else ""))
     pool = {"global_pool": pooling} if pooling else {}
     module = timm.create_model(architecture, pretrained=weights == "hub", num_classes=0, **options, **pool)
-    config = module.pretrained_cfg
-    return Plan(
-        module=module,
-        layouts=(_layout(module),),
-        dim=getattr(module, "head_hidden_size", module.num_features),
-        geometry=_geometry(config),
-        mean=config["mean"],
-        std=config["std"],
-        pooling=_pooling(module),
-        licence=config.get("license", "unknown"),
-        hub=(config.get("hf_hub_id") or config.get("url", "")) if weights == "hub" else "",
-    )
+    config, dim = module.pretrained_cfg, getattr(module, "head_hidden_size", module.num_features)
+    facts, layouts = (_geometry(config), config["mean"], config["std"], _pooling(module)), (_layout(module),)
+    hub = (config.get("hf_hub_id") or config.get("url", "")) if weights == "hub" else ""
+    return Plan(module, layouts, dim, *facts, config.get("license", "unknown"), hub)
 
 
 def _layout(module: nn.Module) -> Layout:
@@ -58,6 +48,5 @@ def _pooling(module: nn.Module) -> str:
 
 def _geometry(config: dict) -> Geometry:
     kind = CROP_MODES[config.get("crop_mode", "center")]
-    return Geometry(
-        kind, config["input_size"][-1], config["interpolation"], config["crop_pct"] if kind == "resize_crop" else 1.0
-    )
+    crop = config["crop_pct"] if kind == "resize_crop" else 1.0
+    return Geometry(kind, config["input_size"][-1], config["interpolation"], crop)

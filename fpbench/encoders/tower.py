@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 
@@ -56,15 +55,3 @@ class Mean(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, C) from (B, N, C) or (B, H, W, C)."""
         return features.flatten(1, -2)[:, self.skip :].mean(1)
-
-
-class PlainLayerNorm(nn.Module):
-    """LayerNorm without parameters."""
-
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, C), each row with mean 0 and variance 1."""
-        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps)

@@ -8,16 +8,16 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import Permute
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 from fpbench.encoders.tower import Mean, Tower
 
-FULL = {"native": 1024}
 MINI = {
-    "native": 64, "hidden_size": 48, "output_channels": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "mlp_dim": 96, "window_size": 3, "global_attn_indexes": [1, 3],
+    "hidden_size": 48, "output_channels": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_dim": 96,
+    "window_size": 3, "global_attn_indexes": [1, 3],
 }  # fmt: skip
 
 
@@ -38,28 +38,17 @@ class SamTower(Tower):
         return x
 
 
-class Last(nn.Module):
-    """Channels first to channels last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, H, W, C) from (B, C, H, W)."""
-        return x.permute(0, 2, 3, 1)
-
-
 def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
     """Return the tower and the layout of the authors' file (mmengine, mmpretrain's names under ``backbone.``)."""
-    settings = dict(MINI if mini else FULL)
-    native = settings.pop("native")
     # transformers' own start (1e-10) would make random weights blind
-    trunk = SamVisionEncoder(SamVisionConfig(image_size=size, initializer_range=0.02, **settings))
+    trunk = SamVisionEncoder(SamVisionConfig(image_size=size, initializer_range=0.02, **(MINI if mini else {})))
     neck = trunk.neck
     del trunk.neck
-    pool = nn.Sequential(neck, Last(), Mean()) if pooling == "neck_mean" else Mean()
-    unused = () if pooling == "neck_mean" else ("backbone.channel_reduction.*",)
-    layout = Layout(
-        renamed(*NAMES["ultrasam"]), "backbone.", left_out=unused, adapt=partial(resize_tables, grid=native // 16)
-    )
-    return SamTower(trunk, pool), (layout,)
+    pool, unused = Mean(), ("backbone.channel_reduction.*",)
+    if pooling == "neck_mean":
+        pool, unused = nn.Sequential(neck, Permute([0, 2, 3, 1]), Mean()), ()
+    resize = partial(resize_tables, grid=4 if mini else 64)  # patches of 16 px
+    return SamTower(trunk, pool), (Layout(renamed(*NAMES["ultrasam"]), "backbone.", left_out=unused, adapt=resize),)
 
 
 def resize_tables(name: str, tensor: Tensor, shape: tuple[int, ...], grid: int) -> Tensor:

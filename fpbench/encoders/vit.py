@@ -3,8 +3,6 @@
 FetalCLIP runs in timm because open_clip's tower needs seconds per layer under bfloat16 on a CPU; outputs are the same.
 """
 
-from functools import partial
-
 import timm
 from torch import Tensor, nn
 
@@ -27,27 +25,21 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
     """CLIP ViT-L/14: ``projected`` class token (the authors' choice), ``cls`` before the projection, ``patch_mean``."""
     small = {"embed_dim": 64, "depth": 2, "num_heads": 4}
     trunk = _trunk("vit_large_patch14_clip_224", size, small if mini else None, global_pool="token")
-    pools = {
-        "projected": lambda: nn.Sequential(ClassToken(), nn.Linear(trunk.embed_dim, 48 if mini else 768, bias=False)),
-        "cls": ClassToken,
-        "patch_mean": partial(Mean, skip=1),
-    }
+    projected = nn.Sequential(ClassToken(), nn.Linear(trunk.embed_dim, 48 if mini else 768, bias=False))
+    pool = {"projected": projected, "cls": ClassToken(), "patch_mean": Mean(skip=1)}[pooling]
     unused = () if pooling == "projected" else ("visual.proj",)
     context = {"positional_embedding": (117, 768)}  # any other CLIP ViT-L/14 has (77, 768) and else the same names
-    return Tower(trunk, pools[pooling]()), (
-        Layout(renamed(*NAMES["fetalclip"]), left_out=(*NAMES["fetalclip_text"], *unused), shapes=context, adapt=_clip),
-    )
+    left_out = (*NAMES["fetalclip_text"], *unused)
+    layout = Layout(renamed(*NAMES["fetalclip"]), left_out=left_out, shapes=context, adapt=_clip)
+    return Tower(trunk, pool), (layout,)
 
 
 def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor of open_clip in timm's form: leading ones, the projection as a linear layer."""
     if name == "pool.1.weight":
         return tensor.T
-    return (
-        tensor.view(shape)
-        if tuple(tensor.shape) == tuple(shape)[-tensor.ndim :] and tensor.numel() == shape.numel()
-        else tensor
-    )
+    same = tensor.shape == shape[-tensor.ndim :] and tensor.numel() == shape.numel()
+    return tensor.view(shape) if same else tensor
 
 
 def usfm(size: int, pooling: str, mini: bool, per_block_bias: bool = False) -> tuple[nn.Module, tuple[Layout, ...]]:
