@@ -18,7 +18,9 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     papermill.PapermillExecutionError
         A cell failed; the copy holds the traceback.
     """
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would compile a grammar of web addresses: 2 s for nothing
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # jsonschema would compile a grammar of web addresses: 2 s for nothing
     import papermill
     from traitlets.config import Config
 

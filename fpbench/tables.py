@@ -6,6 +6,7 @@ mean over its fold models; the SD over folds is training variation, not the erro
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def views(task: Task, populations: set[str]) -> list[tuple[str, tuple[str, ...],
     return list(dict.fromkeys(found))
 
 
-def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = ()) -> pd.DataFrame:
+def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), ranked: bool = True) -> pd.DataFrame:
     """Score every model, fold and view.
 
     Parameters
@@ -40,13 +41,15 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = ()) 
         Rows of predictions files; only ``split == "test"`` is scored.
     groups
         Further columns to score apart, e.g. ``("centre",)``.
+    ranked
+        With AUROC, which takes longer than all the others.
 
     Returns
     -------
     pandas.DataFrame
         Columns MODEL, VIEW, fold, ``groups``, images, metric, value.
     """
-    return _collect(predicted, task, groups, metrics.scores)
+    return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked))
 
 
 def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
