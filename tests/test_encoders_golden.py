@@ -198,7 +198,7 @@ def test_embeddings_equal_the_original_implementation(checkpoints, name, variant
 
 @pytest.mark.slow
 def test_ultrasam_at_1024_pixels_equals_the_original_implementation(checkpoints):
-    """Both poolings from one pass: it takes 10 to 20 s per picture on a CPU core."""
+    """Both poolings from one pass, of one picture a folder: it takes 10 to 20 s on a CPU core, and 512 pixels see them all."""
     mean, neck = (
         load_encoder("ultrasam", weights=checkpoints("ultrasam"), pooling=p) for p in ("patch_mean", "neck_mean")
     )
@@ -207,7 +207,7 @@ def test_ultrasam_at_1024_pixels_equals_the_original_implementation(checkpoints)
     for folder in collections():
         images = pictures(folder)
         check_inputs(mean, folder, "ultrasam", "", images)
-        for file, image in images.items():
+        for file, image in list(images.items())[:1]:
             with torch.inference_mode():
                 features = mean.module.features(mean.normalise(torch.from_numpy(mean.prepare(image).copy())))
                 for encoder, variant in ((mean, ""), (neck, "neck_mean")):
