@@ -79,9 +79,7 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
         try:
             encoder = artifacts.checked(path).get("encoder")
         except FileNotFoundError:
-            raise MissingError(
-                f"expected a predictions file with its sidecar at {path}: run notebook 04 for it"
-            ) from None
+            raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:
             known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
             equal, frame = same(known, encoder["fingerprint"]), pd.read_parquet(path)

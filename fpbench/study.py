@@ -4,6 +4,7 @@ The study also says where its files lie, and loads its cohorts and encoders.
 """
 
 import difflib
+import re
 import reprlib
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -84,11 +85,7 @@ class Study:
         names = [spec.name for spec in self.encoders]
         if not names or len(set(names)) < len(names):
             raise InputError(f"expected encoders with different names, found {names}")
-        if bad := [
-            name
-            for name in (*names, self.name)
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        ]:
+        if bad := [name for name in (*names, self.name) if not re.fullmatch(r"[\w.-]*[^\W_][\w.-]*", name)]:
             raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
         if strangers := sorted({*self.full, *self.lora} - set(names)):
             raise InputError(f"fine-tuning of {strangers}: expected encoders of the study, {', '.join(names)}")
@@ -284,10 +281,9 @@ def _convert(kind, value, where: str):
         return [_convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value)]
     if kind in (CohortSpec, EncoderSpec, Recipe, Augmentation):
         return _build(kind, value, where)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and not abs(value) < 2**63:
+    if isinstance(value, int | float) and not abs(value) < 2**63:
         raise InputError(f"{where}: expected a number below 2^63, found another")
-    if kind is float and number:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where}: expected {kind.__name__}, found {reprlib.repr(value)}")

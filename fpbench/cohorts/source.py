@@ -50,23 +50,20 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
     """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns`` and plain cells."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle, delimiter=separator, strict=True)
-            found, rows = [cell.strip() for cell in next(reader, [])], filter(None, reader)
-            if found != columns:
+            rows = filter(None, csv.reader(handle, delimiter=separator, strict=True))
+            if (found := [cell.strip() for cell in next(rows, [])]) != columns:
                 found = ascii(", ".join(found))[1:-1][:400]
                 raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {found}")
-            frame = pd.DataFrame([_cells(row, columns) for row in rows], columns=columns, dtype=str)
+            rows = list(rows)
     except (UnicodeError, csv.Error) as error:
         bad = f"{path}: not a table separated by {separator!r} ({error})"
         raise InputError(f"{bad}: is it the file of the archive?") from None
+    if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(columns)]:
+        bad = f"{path}: not a table: expected {len(columns)} cells in each row, found others in {len(ragged)} rows"
+        raise InputError(f"{bad}, the first is data row {ragged[0]}")
+    frame = pd.DataFrame(rows, columns=columns, dtype=str).apply(lambda column: column.str.strip())
     check_plain(frame, path)
     return frame
-
-
-def _cells(row: list[str], columns: list[str]) -> list[str]:
-    if len(row) != len(columns):
-        raise csv.Error(f"expected {len(columns)} cells in each row, found {len(row)} in {ascii(row)[:80]}")
-    return [cell.strip() for cell in row]
 
 
 def check_plain(frame: pd.DataFrame, path: Path | str) -> None:
