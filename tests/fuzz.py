@@ -240,7 +240,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     predictions.is_current(path, "k")
     predictions.read([path], TASK)
     frame, about = table()
-    sound = path.with_name("0.parquet")
+    sound = path.with_name("predictions.sound.parquet")
     if not sound.exists():
         predictions.write(sound, frame.assign(fold=1), TASK, about)
     return predictions.read([sound, path], TASK)
@@ -318,12 +318,13 @@ def fuzz(name: str, keep: Path, seconds: float = 0, examples: int = ROUND, deran
         count["tried"] += 1
         signal.alarm(HANG)
         try:
-            reader.read(path)
-            count["accepted"] += 1
-        except (InputError, MissingError) as error:
-            count["refused"] += 1
-            if not 20 < len(str(error)) < 4000:
-                raise ValueError(f"not a message for people: {str(error)[:300]}") from None
+            try:
+                reader.read(path)
+                count["accepted"] += 1
+            except (InputError, MissingError) as error:
+                count["refused"] += 1
+                if not 20 < len(str(error)) < 4000:
+                    raise ValueError(f"no message for people: {str(error)[:300]}") from None
         except BaseException as error:
             found[type(error)] = traceback.format_exc()
             for file in keep.glob(f"{name}.*"):
