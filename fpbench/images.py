@@ -55,8 +55,7 @@ class Geometry:
                 raise InputError(f"unknown {word} {value!r}: expected one of {', '.join(known)}")
         numbers = isinstance(self.size, int) and isinstance(self.crop, int | float)
         if not (numbers and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
-            found = f"{self.size} and {self.crop}"
-            raise InputError(f"expected a size of 8 to 4096 pixels and a crop in (0, 1], found {found}")
+            raise InputError(f"expected size 8 to 4096 (pixels) and crop in (0, 1], found {self.size} and {self.crop}")
 
     def describe(self) -> str:
         """Return a line for tables."""

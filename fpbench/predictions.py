@@ -84,8 +84,7 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
             known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
             equal, frame = same(known, encoder["fingerprint"]), pd.read_parquet(path)
         except Exception as error:  # a foreign file can raise anything
-            problem = f"not a predictions file with its sidecar ({type(error).__name__}: {str(error)[:200]})"
-            raise InputError(f"{path}: {problem}: delete both and run again") from None
+            raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None
         if not equal:
             raise InputError(
                 f"{path}: expected {encoder['name']} with the fingerprint that {other} has, found another one: adapter, "

@@ -264,11 +264,7 @@ def _build(kind: type, content, where: str):
                 f"{where}: unknown key {key!r}"
                 + (f": did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}")
             )
-    needed = [
-        n
-        for n, item in known.items()
-        if item.default is MISSING and item.default_factory is MISSING and n not in content
-    ]
+    needed = [n for n, item in known.items() if MISSING is item.default is item.default_factory and n not in content]
     if needed:
         raise InputError(f"{where}: missing {', '.join(needed)}")
     return kind(**{key: _convert(known[key].type, value, f"{where}: {key}") for key, value in content.items()})

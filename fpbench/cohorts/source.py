@@ -59,8 +59,7 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
         bad = f"{path}: not a table separated by {separator!r} ({error})"
         raise InputError(f"{bad}: is it the file of the archive?") from None
     if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(columns)]:
-        bad = f"{path}: not a table: expected {len(columns)} cells in each row, found others in {len(ragged)} rows"
-        raise InputError(f"{bad}, the first is data row {ragged[0]}")
+        raise InputError(f"{path}: not a table: expected {len(columns)} cells in data row {ragged[0]}, found others")
     frame = pd.DataFrame(rows, columns=columns, dtype=str).apply(lambda column: column.str.strip())
     check_plain(frame, path)
     return frame
