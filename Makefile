@@ -6,7 +6,7 @@ FRESH := $(CURDIR)/results/fresh
 SHOWN := resnet50-mini
 NBVAL := -o filterwarnings= -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
-.PHONY: install demo test lint lock notebooks figures clean
+.PHONY: install demo test fuzz lint lock notebooks figures clean
 
 install: .venv/installed  ## make .venv from the lock
 
@@ -32,6 +32,9 @@ notebooks: install  ## execute the demo anew and rewrite the committed notebooks
 
 figures:  ## rewrite figures/ from the last `make notebooks`
 	rm -f figures/*.png && cp $(addprefix $(FRESH)/demo/figures/, 0[23789]_*.png 06_[sp]*.png 0[4-6]_*$(SHOWN)*.png) figures/
+
+fuzz: install  ## ten minutes of damaged and made-up files for the readers; SECONDS=60 make fuzz for one
+	$(BIN)/python tests/fuzz.py $(or $(SECONDS),600)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
         found = content.pop("digest")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a file written by fpbench ({error}): delete it and run again") from None
     if found != digest(content):
         changed = "was changed after it was written (its digest does not match)"
@@ -106,7 +106,7 @@ def commit(path: Path, content: dict) -> None:
 def checked(path: Path) -> dict:
     """Return the sidecar of ``path`` after checking both; InputError or FileNotFoundError if they cannot be trusted."""
     content = read_json(sidecar(path))
-    if content["sha256"] != file_sha256(path):
+    if content.get("sha256") != file_sha256(path):
         raise InputError(f"{path} does not match the SHA-256 in its sidecar: it is damaged; delete it and run again")
     return content
 

@@ -117,17 +117,13 @@ def report(
 def notebook(
     name: Annotated[str, typer.Argument(help="Name of a notebook, e.g. 04_linear_probing.")],
     output: Annotated[Path, typer.Argument(help="Where the executed copy goes.")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE, VALUE read as YAML.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE, YAML unless it is a text.")] = None,
 ) -> None:
     """Execute one notebook with papermill; unknown parameters are errors."""
-    import yaml
-
     from fpbench.notebooks import execute
 
-    pairs = [text.partition("=")[::2] for text in parameter or []]
-    execute(
-        paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, {key: yaml.safe_load(value) for key, value in pairs}
-    )
+    pairs = dict(text.partition("=")[::2] for text in parameter or [])
+    execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, pairs)
 
 
 def main() -> None:

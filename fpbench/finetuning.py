@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fpbench import artifacts, augmentation, metrics
 from fpbench.adaptation import DropPath, add_lora, drop_paths, is_transformer, keep_less, rate_groups
-from fpbench.encoders import Encoder
+from fpbench.encoders import Encoder, checkpoint
 from fpbench.errors import InputError
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
@@ -251,8 +251,8 @@ class Trainer:
         path = self.folder / "last.pt"
         if not path.is_file():
             return
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["key"] != self.key:
+        content = checkpoint.load(path, mapped=False)
+        if not isinstance(content, dict) or content.get("key") != self.key:
             raise InputError(f"{path} is the checkpoint of another configuration: move it away, or undo the change")
         self.model.load(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from fpbench import artifacts, paths
 from fpbench.errors import InputError
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # alone: for others (EPS) Pillow starts programs of the system
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
 MAX_PIXELS = 40_000_000  # a larger picture is refused unread: the largest real one has 1.2 million
 KINDS = ("squash", "resize_crop", "pad_square", "fit_pad")
@@ -52,9 +53,9 @@ class Geometry:
         for word, (value, known) in words.items():
             if value not in known:
                 raise InputError(f"unknown {word} {value!r}: expected one of {', '.join(known)}")
-        if not (isinstance(self.size, int) and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
-            wanted = "a size of 8 to 4096 pixels and a crop in (0, 1]"
-            raise InputError(f"expected {wanted}, found {self.size} and {self.crop}")
+        numbers = isinstance(self.size, int) and isinstance(self.crop, int | float)
+        if not (numbers and 8 <= self.size <= 4096 and 0 < self.crop <= 1):
+            raise InputError(f"expected size 8 to 4096 (pixels) and crop in (0, 1], found {self.size} and {self.crop}")
 
     def describe(self) -> str:
         """Return a line for tables."""
@@ -120,7 +121,7 @@ def decode(path: Path) -> np.ndarray:
         The file is missing, truncated, no picture, animated, not 8-bit, or larger than MAX_PIXELS.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return to_array(image)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
@@ -136,7 +137,7 @@ def damaged(files: Sequence[Path]) -> list[str]:
 def _damage(path: Path) -> str:
     try:
         decode(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.verify()
     except (OSError, SyntaxError, ValueError) as error:
         return f"{path.name}: {str(error).removeprefix(f'{path}: ')}"

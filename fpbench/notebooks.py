@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fpbench import paths
 from fpbench.errors import InputError, MissingError
+from fpbench.study import plain_yaml
 
 
 def execute(source: Path, output: Path, parameters: dict) -> None:
@@ -29,14 +30,16 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     known = papermill.inspect_notebook(str(source))
     if unknown := sorted(set(parameters) - set(known)):
         raise InputError(f"{source.name}: unknown parameters {', '.join(unknown)}: expected some of {', '.join(known)}")
+    for name, value in parameters.items():
+        if isinstance(value, str) and known[name]["default"][:1] not in ("'", '"'):  # a text for a text stays as it is
+            parameters = {**parameters, name: plain_yaml(value, f"{source.name}: {name}")}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix="fpbench"
     ) as folder:  # a folder of its own: kernels that share one take each other's sockets
         sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
         papermill.execute_notebook(
-            str(source),
-            str(output),
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)),  # papermill formats them
             parameters,
             cwd=str(paths.REPOSITORY),
             config=Config({"KernelManager": sockets, "ConnectionFileMixin": sockets}),

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fpbench import artifacts
 from fpbench.cohorts import Cohort, distinct
+from fpbench.cohorts.source import check_plain
 from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError, MissingError
 from fpbench.tasks import Task
@@ -20,6 +21,7 @@ from fpbench.tasks import Task
 IDENTITY = ("image_id", "patient", "group", "centre")  # of the image, as in its cohort
 RUN = ("cohort", "population", "split", "fold", "encoder", "protocol", "target", "n_patients", "seed")
 COLUMNS = (*IDENTITY, "distinct", *RUN, "y_true")  # then logit_<class> in the order of the task
+KINDS = {"distinct": "boolean"} | dict.fromkeys(("fold", "n_patients", "seed", "y_true"), "integer")  # others: text
 SPLITS = ("val", "test")
 SIDECAR = ("key", "study", "encoder", "chosen", "provenance")
 
@@ -75,18 +77,19 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
     frames, first = [], {}
     for path in sorted(files):
         try:
-            encoder = artifacts.checked(path)["encoder"]
+            encoder = artifacts.checked(path).get("encoder")
         except FileNotFoundError:
-            raise MissingError(
-                f"expected a predictions file with its sidecar at {path}: run notebook 04 for it"
-            ) from None
-        known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
-        if not same(known, encoder["fingerprint"]):
+            raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
+        try:
+            known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
+            equal, frame = same(known, encoder["fingerprint"]), pd.read_parquet(path)
+        except Exception as error:  # a foreign file can raise anything
+            raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None
+        if not equal:
             raise InputError(
                 f"{path}: expected {encoder['name']} with the fingerprint that {other} has, found another one: adapter, "
                 "library or weights changed between the two; delete the older and run again"
             )
-        frame = pd.read_parquet(path)
         validate(frame, task, str(path))
         frames.append(frame)
     if not frames:
@@ -101,6 +104,12 @@ def validate(frame: pd.DataFrame, task: Task, where: str) -> None:
     expected = [*COLUMNS, *task.columns()]
     if list(frame.columns) != expected:
         raise InputError(f"{where}: expected the columns {expected}, found {list(frame.columns)}")
+    for name in expected:
+        kind = KINDS.get(name, "floating" if name in task.columns() else "string")
+        found = pd.api.types.infer_dtype(frame[name], skipna=name == "centre")  # a cohort may know none
+        if found not in (kind, "empty"):
+            raise InputError(f"{where}: expected {kind} values in the column {name}, found {found}")
+    check_plain(frame[[name for name in COLUMNS if name not in KINDS]], where)
     if not set(frame["split"]) <= set(SPLITS) or not len(frame):
         raise InputError(
             f"{where}: expected rows with split {' or '.join(SPLITS)}, found {sorted(set(frame['split']))}"

@@ -4,6 +4,8 @@ The study also says where its files lie, and loads its cohorts and encoders.
 """
 
 import difflib
+import re
+import reprlib
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, cached_property
@@ -83,18 +85,17 @@ class Study:
         names = [spec.name for spec in self.encoders]
         if not names or len(set(names)) < len(names):
             raise InputError(f"expected encoders with different names, found {names}")
-        if bad := [
-            name
-            for name in (*names, self.name)
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        ]:
+        if bad := [name for name in (*names, self.name) if not re.fullmatch(r"[\w.-]*[^\W_][\w.-]*", name)]:
             raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
         if strangers := sorted({*self.full, *self.lora} - set(names)):
             raise InputError(f"fine-tuning of {strangers}: expected encoders of the study, {', '.join(names)}")
         if bad := [spec.name for spec in self.encoders if spec.batch_size < 1 or spec.micro < 0]:
             raise InputError(f"encoders {bad}: expected batch_size >= 1 and micro >= 0 (0: batch_size)")
-        if self.threads < 1 or self.folds < 2:
-            raise InputError(f"expected threads >= 1 and folds >= 2, found {self.threads} and {self.folds}")
+        if bad := [spec.name for spec in self.encoders if {len(spec.mean), len(spec.std)} - {0, 3} or 0 in spec.std]:
+            raise InputError(f"encoders {bad}: expected mean and std of three channels, no std of 0")
+        if self.threads < 1 or self.folds < 2 or not 0 <= self.seed < 2**32:
+            found = f"{self.threads}, {self.folds}, {self.seed}"
+            raise InputError(f"expected threads >= 1, folds >= 2, a seed from 0 to 2^32 - 1, found {found}")
 
     @property
     def folder(self) -> Path:
@@ -225,21 +226,26 @@ def load_study(name: str | Path) -> Study:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (paths.REPOSITORY / "studies").glob("*.yaml")))
         raise MissingError(f"expected a study file at {path}, found nothing: the studies are {there}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not a YAML file of plain values ({error})") from None
-    named = content.get("extensions") if isinstance(content, dict) else None
-    for file in named if isinstance(named, list) else []:
-        extension(str(file))
+    content = plain_yaml(path.read_bytes(), str(path))
+    named = content.get("extensions", []) if isinstance(content, dict) else []
+    for file in _convert(list[str], named, f"{path}: extensions"):
+        extension(file)
     return _build(Study, content, str(path))
+
+
+def plain_yaml(text: str | bytes, where: str):
+    """Return what YAML says, plain values alone; InputError names ``where``."""
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # dates, numbers and deep nesting raise others than YAMLError
+        raise InputError(f"{where}: not YAML of plain values ({str(error)[:400] or type(error).__name__})") from None
 
 
 @cache
 def extension(file: str) -> ModuleType:
     """Return the module of a Python file of a study, e.g. one that registers encoders; it is executed once in a process."""
     path = paths.expand(file)
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")
     spec = spec_from_file_location(f"fpbench_extension_{path.stem}", path)
     module = sys.modules[spec.name] = module_from_spec(spec)
@@ -258,11 +264,7 @@ def _build(kind: type, content, where: str):
                 f"{where}: unknown key {key!r}"
                 + (f": did you mean {close[0]!r}?" if close else f": expected {', '.join(known)}")
             )
-    needed = [
-        n
-        for n, item in known.items()
-        if item.default is MISSING and item.default_factory is MISSING and n not in content
-    ]
+    needed = [n for n, item in known.items() if MISSING is item.default is item.default_factory and n not in content]
     if needed:
         raise InputError(f"{where}: missing {', '.join(needed)}")
     return kind(**{key: _convert(known[key].type, value, f"{where}: {key}") for key, value in content.items()})
@@ -271,12 +273,16 @@ def _build(kind: type, content, where: str):
 def _convert(kind, value, where: str):
     if get_origin(kind) is list:
         if not isinstance(value, list):
-            raise InputError(f"{where}: expected a list, found {value!r}")
+            raise InputError(f"{where}: expected a list, found {reprlib.repr(value)}")
         return [_convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value)]
     if kind in (CohortSpec, EncoderSpec, Recipe, Augmentation):
         return _build(kind, value, where)
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise InputError(f"{where}: expected a number below 2^63, found another")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{where}: expected {kind.__name__}, found {value!r}")
+        raise InputError(f"{where}: expected {kind.__name__}, found {reprlib.repr(value)}")
+    if kind is str and not value.replace("\n", " ").isprintable():
+        raise InputError(f"{where}: expected printable text, found {reprlib.repr(value)}")
     return value

@@ -4,6 +4,7 @@ A ``Source`` says how an archive is laid out and what it must hold; the publishe
 the same columns, one row per image.
 """
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from fpbench.errors import InputError, MissingError
 COLUMNS = (
     "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
+PLAIN = r"(?![=+@-].)[^\x00-\x1f\x7f-\x9f]{0,200}"  # of a cell: short, printable, no formula to a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,31 @@ def published(archive: Archive, read: Callable[[Path, str], pd.DataFrame]) -> So
 
 
 def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
-    """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns``."""
+    """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns`` and plain cells."""
     try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
-    except ValueError as error:  # an encoding error is one too
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            rows = filter(None, csv.reader(handle, delimiter=separator, strict=True))
+            if (found := [cell.strip() for cell in next(rows, [])]) != columns:
+                found = ascii(", ".join(found))[1:-1][:400]
+                raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {found}")
+            rows = list(rows)
+    except (UnicodeError, csv.Error) as error:
         bad = f"{path}: not a table separated by {separator!r} ({error})"
         raise InputError(f"{bad}: is it the file of the archive?") from None
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for an index
-        raise InputError(f"{path}: not a table separated by {separator!r}: its rows have more cells than its header")
-    found = [str(name).strip() for name in frame.columns]
-    if found != columns:
-        raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {', '.join(found)}")
-    return frame.set_axis(columns, axis=1).apply(lambda column: column.str.strip())
+    if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(columns)]:
+        raise InputError(f"{path}: not a table: expected {len(columns)} cells in data row {ragged[0]}, found others")
+    frame = pd.DataFrame(rows, columns=columns, dtype=str).apply(lambda column: column.str.strip())
+    check_plain(frame, path)
+    return frame
+
+
+def check_plain(frame: pd.DataFrame, path: Path | str) -> None:
+    """Raise InputError for a cell that is not PLAIN: cells go into names, messages, and tables that spreadsheets open."""
+    for column, cells in frame.items():
+        distinct = cells.dropna().drop_duplicates()
+        if len(odd := distinct[~distinct.str.fullmatch(PLAIN)]):
+            problem = f"expected short printable text without =, +, - or @ in front, found {column} {odd.iat[0][:40]!r}"
+            raise rows_error(path, odd, problem)
 
 
 def translate(frame: pd.DataFrame, words: dict[str, dict[str, str | None]], path: Path) -> pd.DataFrame:
@@ -68,7 +83,7 @@ def translate(frame: pd.DataFrame, words: dict[str, dict[str, str | None]], path
     return pd.DataFrame({column: frame[column].map(names) for column, names in words.items()})
 
 
-def rows_error(path: Path, rows: pd.DataFrame, problem: str, hint: str = "") -> InputError:
+def rows_error(path: Path | str, rows: pd.DataFrame, problem: str, hint: str = "") -> InputError:
     """Return the error that wrong ``rows`` of a label file call for; ``problem`` is that of the first."""
     return InputError(f"{path}: {problem} in data row {rows.index[0] + 1} ({len(rows)} such rows){hint}")
 

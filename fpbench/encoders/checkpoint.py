@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
 
     if not path.is_file():
         raise MissingError(f"expected a weights file at {path}, found nothing: check the path in the study")
-    content = _content(path)
+    content = load(path)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -85,7 +85,8 @@ def _describe(content) -> str:
     return f"other things too: {', '.join(others[:6])}" if others else "an empty one"
 
 
-def _content(path: Path):
+def load(path: Path, mapped: bool = True):
+    """Return what a file holds, by the readers that execute nothing; InputError if they cannot."""
     import torch
     from safetensors.torch import load_file
 
@@ -94,7 +95,7 @@ def _content(path: Path):
             return load_file(path)
         zipped = zipfile.is_zipfile(path)
         try:
-            return torch.load(path, "cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, "cpu", weights_only=True, mmap=mapped and zipped)
         except pickle.UnpicklingError:
             if not zipped or any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
                 raise  # the reader below is for plain files alone: TorchScript is a program
