@@ -14,7 +14,7 @@ from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("PYTEST_XDIST_WORKER"):
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores: threads of one would wait for those of the other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores: their threads would wait for each other
 
 matplotlib.use("agg")  # here alone: a kernel started by a test draws inline, as it does for a reader
 
