@@ -52,6 +52,11 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
             stack.callback(signal.signal, number, signal.signal(number, pass_on))
         # a folder of its own: kernels that share one take each other's sockets
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fpbench"))
+        try:
+            with tempfile.TemporaryFile(dir=Path.home()) as probe:
+                probe.write(bytes(1 << 20))
+        except OSError:  # full or read-only: the caches of IPython and Matplotlib go elsewhere
+            os.environ.update(IPYTHONDIR=folder, MPLCONFIGDIR=folder)
         sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
         papermill.execute_notebook(
             str(source),
