@@ -58,15 +58,9 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         except OSError:  # full or read-only: the caches of IPython and Matplotlib go elsewhere
             os.environ.update(IPYTHONDIR=folder, MPLCONFIGDIR=folder)
         sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
-        papermill.execute_notebook(
-            str(source),
-            str(output),
-            parameters,
-            cwd=str(paths.REPOSITORY),
-            config=Config({"KernelManager": sockets, "ConnectionFileMixin": sockets}),
-            progress_bar=False,
-            start_timeout=300,
-        )
+        config = Config({"KernelManager": sockets, "ConnectionFileMixin": sockets})
+        settings = {"cwd": str(paths.REPOSITORY), "progress_bar": False, "start_timeout": 300}
+        papermill.execute_notebook(str(source), str(output), parameters, config=config, **settings)
 
 
 def devices() -> list[str]:
@@ -89,9 +83,8 @@ def lease(stack: ExitStack, names: list[str], log: Path, title: str) -> None:
     locks = [(name, FileLock(folder / f"gpu-{name}.{seat}.lock")) for seat in seats for name in names]
     while (mine := next((pair for pair in locks if _take(pair[1])), None)) is None:
         time.sleep(0.5)
-    os.environ.update(
-        CUDA_VISIBLE_DEVICES=mine[0], FPBENCH_GPUS=",".join(names)
-    )  # for a second notebook of this process
+    # a second notebook of this process finds the names, though it sees one device
+    os.environ.update(CUDA_VISIBLE_DEVICES=mine[0], FPBENCH_GPUS=",".join(names))
     stack.callback(mine[1].release)
     words = f"device {mine[0]} (pid {os.getpid()}, {title})"
     _note(log, f"leased {words}")

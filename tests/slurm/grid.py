@@ -19,6 +19,7 @@ from fpbench.artifacts import file_sha256
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not run: needs root")
 HERE = Path(__file__).parent
+PATIENCE = 3000  # seconds for one step; a busy machine is slow
 ENCODERS = ("resnet50-mini", "usfm-mini")
 QUICK = [
     "--slurm-init-seconds-before-status-checks",
@@ -111,7 +112,7 @@ def test_the_grid_survives_slurm_and_gives_the_same_rows(study, tmp_path):
         process = start(study, remote, "--profile", "slurm", "--", *targets(remote), *QUICK)
         try:
             survive(remote, home, tell)
-            wait_for(lambda: process.poll() is not None, 900, home)
+            wait_for(lambda: process.poll() is not None, PATIENCE, home)
         except BaseException:
             print(call("squeue", "-t", "all", "-o", "%A %T %r %k"), (remote.with_suffix(".log")).read_text()[-6000:])
             raise
@@ -124,13 +125,13 @@ def test_the_grid_survives_slurm_and_gives_the_same_rows(study, tmp_path):
 
 def survive(results: Path, home: Path, tell) -> None:
     """Drain and resume the node; kill one training and requeue the other in the middle."""
-    wait_for(lambda: job("linear_probing"), 600, home)
+    wait_for(lambda: job("linear_probing"), PATIENCE, home)
     call("scontrol", "update", f"NodeName={NODE}", "State=DRAIN", "Reason=test")
-    wait_for(lambda: node_state() == "drained", 600, home)
+    wait_for(lambda: node_state() == "drained", PATIENCE, home)
     tell(f"drained: {call('squeue', '-h', '-o', '%T') or 'nothing queued'}; nothing runs: {not job('')}")
     assert not job("")
     call("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
-    wait_for(lambda: job("finetuning"), 600, home)
+    wait_for(lambda: job("finetuning"), PATIENCE, home)
     tell(f"resumed: {node_state()}")
 
     trainings = [Training(results, encoder) for encoder in ENCODERS]
@@ -147,7 +148,7 @@ def survive(results: Path, home: Path, tell) -> None:
                 assert not training.ended(), f"{training.encoder} ended before it could be {waiting[training]}"
         return all(training.ended() for training in trainings)
 
-    wait_for(step, 900, home)
+    wait_for(step, PATIENCE, home)
     for training in trainings:
         tell(
             f"{training.encoder}: epochs computed twice {max(training.repeated(), 0)}, saved on a signal {training.saved()}"
