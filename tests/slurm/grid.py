@@ -21,13 +21,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not run: needs root")
 HERE = Path(__file__).parent
 PATIENCE = 3000  # seconds for one step; a busy machine is slow
 ENCODERS = ("resnet50-mini", "usfm-mini")
-QUICK = [
-    "--slurm-init-seconds-before-status-checks",
-    "2",
-    "--slurm-no-account",
-    "--default-resources",
-    "slurm_partition=gpu",
-]
+QUICK = ["--slurm-init-seconds-before-status-checks", "2", "--default-resources", "slurm_partition=gpu"]
 
 
 @pytest.fixture
