@@ -112,7 +112,10 @@ def test_the_grid_survives_slurm_and_gives_the_same_rows(study, tmp_path):
             raise
         finally:
             process.terminate()
-        tell("jobs (id, state, restarts, what):\n" + call("squeue", "-h", "-t", "all", "-o", "    %A %T %R %k"))
+        tell(
+            "jobs (id, state, restarts, what):\n"
+            + call("squeue", "-h", "-t", "all", "-O", "JobID:8,State:12,RestartCnt:4,Comment:60")
+        )
     assert rows(remote) == expected
     tell("prediction rows of the cluster are byte-identical to those of one machine")
 
@@ -122,7 +125,8 @@ def survive(results: Path, home: Path, tell) -> None:
     wait_for(lambda: job("linear_probing"), PATIENCE, home)
     call("scontrol", "update", f"NodeName={NODE}", "State=DRAIN", "Reason=test")
     wait_for(lambda: node_state() == "drained", PATIENCE, home)
-    tell(f"drained: {call('squeue', '-h', '-o', '%T') or 'nothing queued'}; nothing runs: {not job('')}")
+    wait_for(lambda: call("squeue", "-h", "-t", "PD", "-o", "%r"), PATIENCE, home)
+    tell(f"drained; waiting jobs: {call('squeue', '-h', '-t', 'PD', '-o', '%A %r %k')}")
     assert not job("")
     call("scontrol", "update", f"NodeName={NODE}", "State=RESUME")
     wait_for(lambda: job("finetuning"), PATIENCE, home)
