@@ -25,7 +25,7 @@ CONF = """ClusterName=fpbench
 SlurmctldHost={node}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={home}/munge.socket
+AuthInfo=socket={home}/munge.socket,cred_expire=30
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 StateSaveLocation={home}/state

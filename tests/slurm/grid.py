@@ -141,7 +141,7 @@ def survive(results: Path, home: Path, tell) -> None:
             if training in waiting and epochs >= 3 and (number := job(f"finetuning_wildcards_{training.encoder}")):
                 what = waiting.pop(training)
                 call(*(["scancel", "--signal=TERM", number] if "TERM" in what else ["scontrol", "requeue", number]))
-                tell(f"{training.encoder}, Slurm job {number}, {what} after {epochs} of 60 epochs")
+                tell(f"{training.encoder}, Slurm job {number}, {what} after {epochs} epochs")
             elif training in waiting:
                 assert not training.ended(), f"{training.encoder} ended before it could be {waiting[training]}"
         return all(training.ended() for training in trainings)
