@@ -6,7 +6,7 @@ FRESH := $(CURDIR)/results/fresh
 SHOWN := resnet50-mini
 NBVAL := -o filterwarnings= -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
-.PHONY: install demo test fuzz lint lock notebooks figures clean
+.PHONY: install demo test test-slurm fuzz lint lock notebooks figures clean
 
 install: .venv/installed  ## make .venv from the lock
 
@@ -24,6 +24,9 @@ test: install lint  ## everything that CI runs: tests, then the demo, then the c
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(NBVAL) notebooks/*.ipynb
+
+test-slurm: install  ## the grid through a real Slurm that is started here; needs root, and says so
+	$(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm/grid.py
 
 notebooks: install  ## execute the demo anew and rewrite the committed notebooks, their reference and figures/
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2

@@ -3,8 +3,12 @@
 A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions. Modification times decide nothing.
 """
 
+import re
+import shlex
 import sys
 
+from fpbench.cohorts import SOURCES
+from fpbench.encoders.catalogue import CATALOGUE
 from fpbench.protocols import job_key
 from fpbench.study import load_study
 
@@ -12,7 +16,42 @@ STUDY = load_study(config["study"])
 OUT = STUDY.folder
 ENCODERS = [spec.name for spec in STUDY.encoders]
 PROBED = expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS)
-RUN = f"{sys.executable!r} -m fpbench.cli notebook"
+RUN = f"exec {shlex.quote(sys.executable)} -m fpbench.cli notebook"  # exec: no shell stands between it and a signal
+
+# What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
+# checkpoint in the next attempt. Override with Snakemake's own `--set-resources RULE:runtime=600` (minutes), `RULE:mem_mb=64000`.
+GPU = int(STUDY.device != "cpu")
+SPEED = 20e12 if GPU else 0.1e12  # multiplications and additions that we count on, per second
+IMAGES = sum(SOURCES[spec.name].counts["total"]["images"] for spec in STUDY.cohorts)
+
+
+def facts(name):
+    """Return what a network computes (operations per image and pass), holds (millions of parameters) and sees (pixels)."""
+    spec = STUDY.encoder_spec(name)
+    if spec.model.endswith("-mini"):
+        return 1e9, 1.0, 64**2
+    entry = CATALOGUE.get(spec.model)
+    said = re.match(r"[\d.]+", entry.gmacs) if entry else None
+    usual = entry.geometry.size if entry else 224
+    size = spec.geometry.get("size", usual)
+    macs = float(said[0]) * (size / usual) ** 2 if said else 100.0  # of a network that we do not know: much
+    return 2e9 * macs, entry.parameters if said else 300.0, size**2
+
+
+def minutes(*names, passes):
+    """Return the minutes of a job that looks at every image so many times."""
+    return min(1440, 60 + int(sum(facts(name)[0] for name in names) * IMAGES * passes / SPEED / 60))
+
+
+def megabytes(*names):
+    """Return the memory of a job: the program, the pictures of the largest encoder twice, weights with gradients and moments."""
+    found = [facts(name) for name in names]
+    return 4000 + int(max(2 * IMAGES * pixels for *_, pixels in found) / 1e6 + sum(20 * held for _, held, _ in found))
+
+
+def training(name, mode):
+    """Return how often the images are seen, forwards and backwards, by all runs of a fine-tuning."""
+    return 4 * STUDY.recipe.epochs * len(STUDY.recipe.grid(mode)) * STUDY.folds
 
 
 rule all:
@@ -28,6 +67,9 @@ rule cohorts:
     log:
         notebook=OUT / "notebooks" / "01_cohorts.ipynb",
     threads: STUDY.threads
+    resources:
+        mem_mb=8000,
+        runtime=120,
     shell:
         "{RUN} 01_cohorts {log.notebook:q} -p study={config[study]:q}"
 
@@ -43,6 +85,9 @@ rule splits:
     log:
         notebook=OUT / "notebooks" / "02_splits.ipynb",
     threads: STUDY.threads
+    resources:
+        mem_mb=8000,
+        runtime=120,
     shell:
         "{RUN} 02_splits {log.notebook:q} -p study={config[study]:q}"
 
@@ -57,6 +102,10 @@ rule encoders:
     log:
         notebook=OUT / "notebooks" / "03_encoders.ipynb",
     threads: STUDY.threads
+    resources:
+        gpu=GPU,
+        mem_mb=megabytes(*ENCODERS),
+        runtime=minutes(*ENCODERS, passes=1),
     shell:
         "{RUN} 03_encoders {log.notebook:q} -p study={config[study]:q}"
 
@@ -71,6 +120,10 @@ rule linear_probing:
     log:
         notebook=OUT / "notebooks" / "04_linear_probing.{encoder}.ipynb",
     threads: STUDY.threads
+    resources:
+        gpu=GPU,
+        mem_mb=lambda wildcards: megabytes(wildcards.encoder),
+        runtime=lambda wildcards: minutes(wildcards.encoder, passes=10),
     shell:
         "{RUN} 04_linear_probing {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q}"
 
@@ -85,6 +138,10 @@ rule finetuning:
     log:
         notebook=OUT / "notebooks" / "05_fine_tuning.{encoder}.{mode}.ipynb",
     threads: STUDY.threads
+    resources:
+        gpu=GPU,
+        mem_mb=lambda wildcards: megabytes(wildcards.encoder),
+        runtime=lambda wildcards: minutes(wildcards.encoder, passes=training(*wildcards)),
     shell:
         "{RUN} 05_fine_tuning {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q} -p mode={wildcards.mode}"
 
@@ -100,6 +157,9 @@ rule benchmark:
     log:
         notebook=OUT / "notebooks" / "06_benchmark.ipynb",
     threads: STUDY.threads
+    resources:
+        mem_mb=8000,
+        runtime=120,
     shell:
         "{RUN} 06_benchmark {log.notebook:q} -p study={config[study]:q}"
 
@@ -114,6 +174,9 @@ rule cross_population:
     log:
         notebook=OUT / "notebooks" / "07_cross_population.ipynb",
     threads: STUDY.threads
+    resources:
+        mem_mb=8000,
+        runtime=120,
     shell:
         "{RUN} 07_cross_population {log.notebook:q} -p study={config[study]:q}"
 
@@ -128,6 +191,10 @@ rule shortcuts:
     log:
         notebook=OUT / "notebooks" / "08_shortcuts.ipynb",
     threads: STUDY.threads
+    resources:
+        gpu=GPU,
+        mem_mb=megabytes(*ENCODERS),
+        runtime=minutes(*ENCODERS, passes=10),
     shell:
         "{RUN} 08_shortcuts {log.notebook:q} -p study={config[study]:q}"
 
@@ -142,6 +209,10 @@ rule label_efficiency:
     log:
         notebook=OUT / "notebooks" / "09_label_efficiency.ipynb",
     threads: STUDY.threads
+    resources:
+        gpu=GPU,
+        mem_mb=megabytes(*ENCODERS),
+        runtime=minutes(*ENCODERS, passes=10),
     shell:
         "{RUN} 09_label_efficiency {log.notebook:q} -p study={config[study]:q}"
 
@@ -157,5 +228,8 @@ rule report:
         OUT / "report.html",
     params:
         key=rules.benchmark.params.key,
+    resources:
+        mem_mb=8000,
+        runtime=60,
     shell:
-        "{sys.executable:q} -m fpbench.cli report {config[study]:q}"
+        "exec {sys.executable:q} -m fpbench.cli report {config[study]:q}"

@@ -68,6 +68,8 @@ def run(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
     jobs: Annotated[int, typer.Option(help="Notebooks that run at once.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and why they run; do nothing.")] = False,
+    profile: Annotated[str, typer.Option(help="Where: local, gpubox or slurm (profiles/), or a folder.")] = "local",
+    options: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake.")] = None,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
     from fpbench.protocols import job_key
@@ -79,7 +81,8 @@ def run(
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     command += ["--directory", str(plan.folder), "--config", f"study={location}", "--cores", str(jobs * plan.threads)]
     command += ["--rerun-triggers", "params", "--rerun-incomplete", "--keep-going", "--quiet", "rules"]
-    command += ["--dry-run"] if dry_run else []
+    command += ["--profile", str(paths.REPOSITORY / "profiles" / profile)]
+    command += (["--dry-run"] if dry_run else []) + (options or [])
     print(" ".join(command), flush=True)
     plan.folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, check=False).returncode

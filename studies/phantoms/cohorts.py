@@ -702,6 +702,8 @@ def ensure(
     """
     root, (manifest, entries) = Path(root), _plan(kind, seed, patients, causes)
     new, old = (root.with_name(f".{root.name}.{word}.tmp") for word in ("new", "old"))
+    if _holds(root, manifest):  # without a lock: others may share the folder who cannot write there
+        return manifest
     with lock(root):  # renamed at the end: the folder is whole or absent, also after a kill
         if _holds(root, manifest):
             return manifest
