@@ -66,7 +66,8 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
         config = Config({"KernelManager": sockets, "ConnectionFileMixin": sockets})
         settings = {"cwd": str(paths.REPOSITORY), "progress_bar": False, "start_timeout": 300}
-        places = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)]  # papermill formats them
+        # papermill would format the paths
+        places = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)]
         papermill.execute_notebook(*places, parameters, config=config, **settings)
 
 
