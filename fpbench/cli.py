@@ -1,7 +1,6 @@
-"""The command line: ``fpbench fetch | audit | doctor | run | notebook``. Thin: every command calls one function of the library."""
+"""The command line: ``fpbench fetch | audit | doctor | run | status | report | notebook``. Thin: every command calls one function of the library."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -67,36 +66,27 @@ def doctor(
 def run(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
     jobs: Annotated[int, typer.Option(help="Notebooks that run at once.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and why they run; do nothing.")] = False,
+    only: Annotated[str, typer.Option(help="Names of encoders, with commas: their jobs alone.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and what they cost; do nothing.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="With --dry-run: why each job runs.")] = False,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
-    from fpbench.protocols import job_key
+    from fpbench import grid
     from fpbench.study import load_study
 
-    plan = load_study(study)
-    job_key(plan, *(spec.name for spec in plan.encoders))
-    location = Path(study).resolve() if Path(study).suffix else study
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(plan.folder), "--config", f"study={location}", "--cores", str(jobs * plan.threads)]
-    command += ["--rerun-triggers", "params", "--rerun-incomplete", "--keep-going", "--quiet", "rules"]
-    command += ["--dry-run"] if dry_run else []
-    print(" ".join(command), flush=True)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, check=False).returncode
-    if dry_run and plan.tunings():
-        from fpbench import make_splits
-        from fpbench.protocols import costs
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    raise typer.Exit(grid.run(load_study(study), study, jobs, names, dry_run or why, why))
 
-        home, _ = plan.begin().load_cohorts()
-        table = costs(plan, home, make_splits(home, plan.the_task, plan.split, plan.folds, plan.seed))
-        print(f"\nFine-tuning on this device, every epoch run:\n{table.round(3).to_string(index=False)}")
-        print(f"together {table['PFLOP'].sum():,.3g} PFLOP, {table['hours'].sum():,.2f} hours")
-    if done == 0 and not dry_run:
-        print(
-            f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}\n"
-            f"Everything on one page: {plan.folder / 'report.html'}"
-        )
-    raise typer.Exit(done)
+
+@app.command()
+def status(
+    study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
+) -> None:
+    """Say how far a run is, from any terminal or node that sees the results."""
+    from fpbench import grid
+    from fpbench.study import load_study
+
+    print(grid.status(load_study(study)))
 
 
 @app.command()
@@ -107,10 +97,12 @@ def report(
     ] = None,
 ) -> None:
     """Put a study that was run on one self-contained HTML page."""
+    from fpbench import grid
     from fpbench.report import build
     from fpbench.study import load_study
 
-    print(build(load_study(study), out))
+    with grid.noted("report"):
+        print(build(load_study(study), out))
 
 
 @app.command()
@@ -122,12 +114,13 @@ def notebook(
     """Execute one notebook with papermill; unknown parameters are errors."""
     import yaml
 
+    from fpbench import grid
     from fpbench.notebooks import execute
 
-    pairs = [text.partition("=")[::2] for text in parameter or []]
-    execute(
-        paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, {key: yaml.safe_load(value) for key, value in pairs}
-    )
+    source = paths.REPOSITORY / "notebooks" / f"{name}.ipynb"
+    values = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in parameter or [])}
+    with grid.noted(output.stem):
+        execute(source, output, values)
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ stopped and gives the same bytes.
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fpbench import artifacts, images, paths
 from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
 from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError
+from fpbench.progress import Progress
 
 VERSION = 1  # of this step; raise it when its numbers change
 SHARD = 16  # batches per shard
@@ -56,7 +56,7 @@ def embed_cohort(
     def build(path: Path) -> None:
         pictures = cohort.array(encoder.geometry)
         rows = batch_size * SHARD
-        with tqdm(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image", disable=None) as progress:
+        with Progress(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image") as progress:
             bounds = [(start, min(start + rows, len(pictures))) for start in range(0, len(pictures), rows)]
             values = np.concatenate(
                 [_shard(encoder, pictures, bound, batch_size, bf16, key, progress, mask) for bound in bounds]

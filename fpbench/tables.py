@@ -13,7 +13,7 @@ import pandas as pd
 
 from fpbench import artifacts, metrics
 from fpbench.errors import InputError
-from fpbench.recipe import PROTOCOLS
+from fpbench.recipe import MODES, PROTOCOLS
 from fpbench.study import Study
 from fpbench.tasks import Task
 
@@ -135,11 +135,13 @@ def table1(
     intervals: pd.DataFrame | None = None,
     metric: str = metrics.HEADLINE,
     duplicates: str = "as published",
+    holes: dict[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
 
     A cell is ``mean [95 % interval by patient group] ± SD over folds``; ``intervals`` are those of ``statistics.intervals``, one
-    method. Without them, the interval is left out; where the data carry none, it is ``[none]``.
+    method. Without them, the interval is left out; where the data carry none, it is ``[none]``. ``holes`` (``Study.holes``) have a
+    row each, with the reason.
     """
     summary, order = overview(scores, intervals, metric, duplicates), list(PROTOCOLS)
     summary["text"] = summary["mean"].map("{:.3f}".format)
@@ -148,6 +150,11 @@ def table1(
         summary["text"] += [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
     summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
+    if holes:
+        keys = [(name, kind if kind in MODES else "logistic") for name, kind in (what.split("/") for what in holes)]
+        told = [[f"missing: {reason}", *[""] * (table.shape[1] - 1)] for reason in holes.values()]
+        rows = pd.DataFrame(told, pd.MultiIndex.from_tuples(keys, names=MODEL), table.columns)
+        table = pd.concat([table, rows])
     table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
     table = table.rename(index=PROTOCOLS, level="protocol").rename_axis(columns=None)
     public = verdicts(scores).set_index([*MODEL, "population"])
