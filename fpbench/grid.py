@@ -171,12 +171,8 @@ def announce(study: Study, plan: dict[str, Job] | None = None) -> dict[str, dict
     told, plan = {}, plan or jobs(study)
     for name, job in plan.items():
         needs = [str(plan[need].output) for need in job.needs]
-        told[name] = {
-            "key": artifacts.digest(job.parts)[:16],
-            "needs": needs,
-            "output": str(job.output),
-            "parts": job.parts,
-        }
+        told[name] = {"key": artifacts.digest(job.parts)[:16], "needs": needs}
+        told[name] |= {"output": str(job.output), "parts": job.parts}
     path = study.folder / "jobs" / f"plan-{artifacts.digest(told)[:16]}.json"
     if not path.is_file():
         artifacts.write_json(path, told)
@@ -263,11 +259,14 @@ def run(
         if not wanted & set(due):
             print(f"nothing to do: {len(wanted)} jobs are current")
             return 0
-        for job in plan.values():
-            job.path("jobs", ".failed.json").unlink(missing_ok=True)
+        for name in wanted:
+            plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
         _snakemake(study, command, plan, wanted, ["--quiet", "rules"], pass_fds=[handle])
-        left = [plan[name] for name in stale(plan) if plan[name].encoder]
-        gone = {} if only else {job.hole: why for job in left if (why := _gone(job, plan))}
+        left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
+        for job in left if not only else []:
+            after = [f"after {need}: {why}" for need in job.needs if (why := plan[need].failure())]
+            if why := job.failure() or "".join(after):
+                gone[job.hole] = why
         some = any(f"{spec.name}/probing" not in gone for spec in study.encoders)
         if (only or gone) and some and all(job.hole in gone for job in left):  # the analysis, of what is there
             artifacts.write_json(holes, gone) if gone else holes.unlink(missing_ok=True)
@@ -281,12 +280,13 @@ def run(
 def _settled(plan: dict[str, Job]) -> dict[str, Job]:
     """Wait for jobs on this host that a killed driver left behind, and forget those that were killed too."""
     for name, job in plan.items():
-        if job.running().get("alive"):
-            print(f"{name} still runs, left behind by a run that was killed: waiting for it", flush=True)
-        while job.running().get("alive"):
-            time.sleep(1)
-        if job.running().get("alive") is False:
-            job.path("progress").unlink(missing_ok=True)
+        said = False
+        while (lives := job.running().get("alive")) is not None:
+            if not lives:
+                job.path("progress").unlink(missing_ok=True)
+            elif not said:
+                said = not print(f"{name} still runs, left behind by a run that was killed: waiting for it", flush=True)
+            time.sleep(lives)
     return plan
 
 
@@ -306,11 +306,6 @@ def _snakemake(study: Study, command: list[str], plan: dict[str, Job], wanted: s
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), "--", *targets]
     print(" ".join(command), flush=True)
     return subprocess.run(command, check=False, text=True, **options)
-
-
-def _gone(job: Job, plan: dict[str, Job]) -> str:
-    """Return why a job of an encoder could not be done: it failed, or what it needs did; empty if it was not tried."""
-    return job.failure() or next((f"after {need}: {why}" for need in job.needs if (why := plan[need].failure())), "")
 
 
 def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str], due: dict[str, str]) -> int:
@@ -365,36 +360,22 @@ def bill(study: Study, due: list[Job]) -> str:
     cut = make_splits(home, study.the_task, study.split, study.folds, study.seed)
     images, shapes, rows = sum(map(len, (home, *external))), set(), []
     for name in dict.fromkeys(job.encoder for job in due):
-        spec, encoder, modes = (
-            study.encoder_spec(name),
-            protocols.blank(study, name),
-            [j.mode for j in due if j.encoder == name],
-        )
-        gpu, tuned = encoder.device.type == "cuda", [(name, mode) for mode in modes if mode]
-        rate = inspection.cost(encoder, spec.batch_size if gpu else 1, spec.bf16, 0)["images/s"]
-        sums = (
-            protocols.costs(study, home, cut, tuned, disk=True).sum(numeric_only=True)
-            if tuned
-            else pd.Series(dtype=float)
-        )
-        hours = sums.get("hours", 0.0) + (images / rate / 3600 if "" in modes else 0.0)
-        row = {
-            "encoder": name,
-            "jobs": len(modes),
-            "hours": hours,
-            "GPU-hours": hours if gpu else 0.0,
-            "PFLOP": sums.get("PFLOP", 0.0),
-        }
-        row |= {"embeddings GB": 4e-9 * images * encoder.dim} | {
-            f"{w} GB": sums.get(f"{w} GB", 0.0) for w in ("weights", "checkpoint")
-        }
+        spec, encoder = study.encoder_spec(name), protocols.blank(study, name)
+        modes, gpu = [job.mode for job in due if job.encoder == name], encoder.device.type == "cuda"
+        row = {"encoder": name, "jobs": len(modes), "hours": 0.0, "embeddings GB": 4e-9 * images * encoder.dim}
+        if "" in modes:
+            rate = inspection.cost(encoder, spec.batch_size if gpu else 1, spec.bf16, 0)["images/s"]
+            row["hours"] = images / rate / 3600
+        if tuned := [(name, mode) for mode in modes if mode]:
+            found = protocols.costs(study, home, cut, tuned, disk=True).sum(numeric_only=True)
+            row |= {**found.drop(["runs", "steps"]), "hours": found["hours"] + row["hours"]}
         rows.append(row)
         shapes.add(encoder.geometry)
-    table = pd.concat(
-        [pd.DataFrame(rows), pd.DataFrame(rows).drop(columns="encoder").sum().to_frame().T.assign(encoder="together")]
-    )
+    table = pd.DataFrame(rows).fillna(0.0)
+    table.loc[len(table)] = table.sum(numeric_only=True).to_dict() | {"encoder": "together"}
+    table = table.rename(columns={"hours": "GPU-hours" if gpu else "hours on this CPU"})
+    text = table.astype({"jobs": int}).to_string(index=False, float_format="{:,.3g}".format)
     cache = sum(images * shape.size**2 for shape in shapes) / 1e9
-    text = table.to_string(index=False, float_format="{:,.3g}".format)
     return f"Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
 
 
@@ -412,22 +393,19 @@ def status(study: Study) -> str:
         if one.get("rate"):
             what += f": {one['done']:,} of {one['total']:,} {one['unit']}s, {one['rate']:,.1f} {one['unit']}s/s"
             what += f", {_span((one['total'] - one['done']) / one['rate'])} to go"
-        lives = "alive" if one["alive"] else "cannot be asked from here"
-        lines.append(
-            f"running  {name}  {what}; {one['host']}, process {one['pid']} {lives}, wrote {now - one['updated']:.0f} s ago"
-        )
-    lines += [
-        f"failed   {name}  {why}\n         {plan[name].path('notebooks', '.ipynb')}" for name, why in failed.items()
-    ]
-    took, left, unknown = {}, 0.0, set()  # seconds of finished jobs, by kind
+        where = f"{one['host']}, process {one['pid']}{' alive' * bool(one['alive'])}, wrote {now - one['updated']:.0f} s ago"
+        lines.append(f"running  {name}  {what}; {where}")
+    for name, why in failed.items():
+        lines += [f"failed   {name}  {why}", f"         {plan[name].path('notebooks', '.ipynb')}"]
+    took, left, now = {}, 0.0, time.time()  # seconds of finished jobs, by kind
     for name, job in plan.items():
         took.setdefault(name.partition(".")[0], []).extend([job.record["seconds"]] if job.record else [])
     for name in [*waiting, *told]:
-        known = took[kind := name.partition(".")[0]]
-        unknown |= set() if known else {kind}
+        known = took[name.partition(".")[0]]
         left += max(0.0, sum(known) / max(1, len(known)) - (now - told[name]["began"] if name in told else 0.0))
     if waiting or told:
-        but = f", and {', '.join(sorted(unknown))}, of which none has finished yet" if unknown else ""
+        new = ", ".join(sorted({kind for name in [*waiting, *told] if not took[kind := name.partition(".")[0]]}))
+        but = f"; not counted, for none has finished yet: {new}" if new else ""
         lines.append(f"about {_span(left / max(1, len(told)))} to go, {max(1, len(told))} at once{but}")
     return "\n".join(lines)
 
