@@ -83,7 +83,10 @@ class Job:
 
 
 def _holds(path: Path, known: str) -> bool:
-    return path.is_file() and known in ("", artifacts.file_sha256(path))
+    with suppress(OSError, InputError):  # a predictions file is as good as its sidecar
+        found = artifacts.checked(path)["sha256"] if path.suffix == ".parquet" else artifacts.file_sha256(path)
+        return known in ("", found)
+    return False
 
 
 def _lives(pid: int) -> bool:
@@ -115,11 +118,9 @@ def jobs(study: Study, holes: dict[str, str] | None = None) -> dict[str, Job]:
 
     holes, found = study.holes() if holes is None else holes, {}
     code = [artifacts.file_sha256(HERE / name) for name in ANALYSIS.split()]
-    groups = key_parts(study) | {
-        "analysis": {"code of the analysis": artifacts.digest(code)},
-        "holes": {"holes": holes},
-    }
+    groups = {"analysis": {"code of the analysis": artifacts.digest(code)}, "holes": {"holes": holes}}
     groups["probing holes"] = {"holes": {name: why for name, why in holes.items() if name.endswith("/probing")}}
+    groups |= key_parts(study)
     every = {"{mode}": study.tunings(), "{encoder}": [(spec.name, "") for spec in study.encoders], "": [("", "")]}
     for row in yaml.safe_load((HERE / "grid.yaml").read_text()):
         if row["job"].startswith("07") and len(study.the_task.tests) < 2:

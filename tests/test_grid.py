@@ -59,6 +59,7 @@ if encoder == "two" and (paths.REPOSITORY / "two.safetensors").read_text() == "b
 files = [f"predictions/{encoder}/logistic/fold{n}.parquet" for n in range(2)]
 for name in files:
     put(name, encoder)
+    artifacts.commit(folder / name, {})
 known = {name: artifacts.file_sha256(folder / name) for name in files}
 artifacts.write_json(folder / f"predictions/{encoder}/probing.json", {"files": known})
 """,
@@ -196,6 +197,7 @@ def test_a_changed_recipe_lists_fine_tuning_and_what_needs_it(tree):
         ("batch", ["03_encoders", "04_linear_probing.one"], "encoder one changed: batch_size 32 -> 16"),
         ("analysis", ["03_encoders", "06_benchmark"], "code of the analysis changed"),
         ("predictions", ["04_linear_probing.one"], "missing or damaged: predictions/one/logistic/fold1.parquet"),
+        ("sidecar", ["04_linear_probing.one"], "missing or damaged: predictions/one/logistic/fold1.parquet"),
         ("output", ["08_shortcuts"], "missing or damaged: tables/conditions.csv"),
         ("title", [], ""),
     ],
@@ -206,6 +208,7 @@ def test_a_change_makes_stale_what_depends_on_it_and_only_that(tree, stale, monk
         "extension": tree.folder / "studies" / "probe.py",
         "notebook": tree.folder / "notebooks" / "09_label_efficiency.ipynb", "analysis": tree.folder / "fpbench" / "claims.py",
         "predictions": tree.results / "tiny" / "predictions" / "one" / "logistic" / "fold1.parquet",
+        "sidecar": tree.results / "tiny" / "predictions" / "one" / "logistic" / "fold1.json",
         "output": tree.results / "tiny" / "tables" / "conditions.csv",
     }  # fmt: skip
     edits = {"notebook": ("put(", "put( "), "output": ("x", "y")}
