@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import filter as matching
 from pathlib import Path
 
+import psutil
 import yaml
 
 from fpbench import artifacts, paths, progress
@@ -90,12 +91,9 @@ def _holds(path: Path, known: str) -> bool:
 
 
 def _lives(pid: int) -> bool:
-    line = Path(f"/proc/{pid}/cmdline")  # where there is none, a number may be another process's by now
-    try:
-        os.kill(pid, 0)
-        return not line.is_file() or b"fpbench" in line.read_bytes()
-    except OSError as error:
-        return isinstance(error, PermissionError)  # another user's
+    with suppress(psutil.Error):
+        return any("fpbench" in word for word in psutil.Process(pid).cmdline())  # the number may be another's by now
+    return False
 
 
 def changes(old: dict, new: dict) -> list[str]:
@@ -126,19 +124,14 @@ def jobs(study: Study, holes: dict[str, str] | None = None) -> dict[str, Job]:
         if row["job"].startswith("07") and len(study.the_task.tests) < 2:
             continue
         for encoder, mode in next(pairs for mark, pairs in every.items() if mark in row["job"]):
-            name, output, needs, wanted = json.loads(
-                json.dumps([row[key] for key in ("job", "output", "needs", "parts")])
-                .replace("{encoder}", encoder)
-                .replace("{mode}", mode)
-            )
-            parts = {
-                key: part for one in wanted for group in matching(groups, one) for key, part in groups[group].items()
-            }
+            given = {"encoder": encoder, "mode": mode}
+            name, output = row["job"].format(**given), study.folder / row["output"].format(**given)
+            wanted = [group for one in row["parts"] for group in matching(groups, one.format(**given))]
+            parts = {key: part for group in wanted for key, part in groups[group].items()}
             parts = json.loads(json.dumps(parts | _sources(name.partition(".")[0])))
-            before = [
-                need for one in needs for need in matching(found, one) if encoder or found[need].hole not in holes
-            ]
-            found[name] = Job(name, study.folder, study.folder / output, before, parts, encoder, mode)
+            needs = [need for one in row["needs"] for need in matching(found, one.format(**given))]
+            needs = [need for need in needs if encoder or found[need].hole not in holes]
+            found[name] = Job(name, study.folder, output, needs, parts, encoder, mode)
     return found
 
 
@@ -249,17 +242,17 @@ def run(
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(study.folder)]
     command += ["--config", f"study={location}", "--cores", str(workers * study.threads), "--rerun-triggers", "params"]
     command += ["--rerun-incomplete", "--keep-going", "--nolock", *extra]
-    if dry:
-        return _rehearse(study, command, only, why)
-    with alone(study.folder) as handle:
+    with nullcontext() if dry else alone(study.folder) as handle:
         holes = study.folder / "holes.json"
-        if not only:
+        if not (dry or only):
             holes.unlink(missing_ok=True)  # what failed is tried again
-        plan = _settled(jobs(study))
-        due, wanted = stale(plan), _wanted(plan, only)
+        plan = jobs(study, None if only else {})
+        due, wanted = stale(plan if dry else _settled(plan)), _wanted(plan, only)
         if not wanted & set(due):
             print(f"nothing to do: {len(wanted)} jobs are current")
             return 0
+        if dry:
+            return _rehearse(study, command, plan, wanted, due, why)
         for name in wanted:
             plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
         _snakemake(study, command, plan, wanted, ["--quiet", "rules"], pass_fds=[handle])
@@ -326,13 +319,10 @@ def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str], 
     return int(bool(wanted & set(left)))
 
 
-def _rehearse(study: Study, command: list[str], only: Sequence[str], why: bool) -> int:
+def _rehearse(
+    study: Study, command: list[str], plan: dict[str, Job], wanted: set[str], due: dict[str, str], why: bool
+) -> int:
     """Print the jobs that Snakemake would run, why, and what they would cost."""
-    plan = jobs(study, None if only else {})
-    due, wanted = stale(plan), _wanted(plan, only)
-    if not wanted & set(due):
-        print(f"nothing to do: {len(wanted)} jobs are current")
-        return 0
     done = _snakemake(study, command, plan, wanted, ["--dry-run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     named = re.findall(r"^ +log: .*/(.+)\.ipynb$|^(?:local)?rule (report):", done.stdout, re.M)
     names = [name for name in plan if name in {one or other for one, other in named}]
@@ -393,7 +383,7 @@ def status(study: Study) -> str:
         what = ", ".join(text for text in (one.get("title", "starting"), one.get("stage")) if text)
         if one.get("rate"):
             what += f": {one['done']:,} of {one['total']:,} {one['unit']}s, {one['rate']:,.1f} {one['unit']}s/s"
-            what += f", {_span((one['total'] - one['done']) / one['rate'])} to go"
+            what += f", {_span(max(0, one['total'] - one['done']) / one['rate'])} to go"
         where = f"{one['host']}, process {one['pid']}{' alive' * bool(one['alive'])}, wrote {now - one['updated']:.0f} s ago"
         lines.append(f"running  {name}  {what}; {where}")
     for name, why in failed.items():
