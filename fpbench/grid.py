@@ -28,7 +28,7 @@ from fpbench.errors import InputError
 from fpbench.study import Study
 
 PLAN = "FPBENCH_PLAN"  # names the file in which a job finds its parts
-HERE = Path(__file__).parent
+HERE, LOCK = Path(__file__).parent, ".run.lock"
 ANALYSIS = "metrics.py tables.py statistics.py calibration.py shift.py claims.py figures.py inspection.py report.py claims.csv published.csv report.html report.yaml"  # fmt: skip
 FILES = ("cohort", "weights", "notebook", "file", "code")  # parts that are digests
 
@@ -212,12 +212,13 @@ def _files(job: Job) -> dict[str, str]:
 def alone(folder: Path) -> Iterator[int]:
     """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".run.lock", "a") as handle:
+    with open(folder / LOCK, "a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
         yield handle.fileno()
 
 
@@ -265,10 +266,9 @@ def run(
         if (only or gone) and some and all(job.hole in gone for job in left):  # the analysis, of what is there
             artifacts.write_json(holes, gone) if gone else holes.unlink(missing_ok=True)
             plan = jobs(study)
-            due, wanted = stale(plan) | due, set(plan)
-            rest = {name for name in plan if plan[name].hole not in gone}
+            wanted, rest = set(plan), {name for name in plan if plan[name].hole not in gone}
             _snakemake(study, command, plan, rest, ["--quiet", "rules"], pass_fds=[handle])
-    return _conclude(study, asked, plan, wanted, due)
+    return _conclude(study, asked, plan, wanted)
 
 
 def _settled(plan: dict[str, Job]) -> dict[str, Job]:
@@ -302,12 +302,16 @@ def _snakemake(study: Study, command: list[str], plan: dict[str, Job], wanted: s
     return subprocess.run(command, check=False, text=True, **options)
 
 
-def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str], due: dict[str, str]) -> int:
+def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) -> int:
     """Print what ran, what was reused, what is missing and how to try it again, and Table 1; return the exit code."""
     left, table = stale(plan), study.folder / "tables" / "table1.md"
-    ran = [name for name in plan if name in wanted & set(due) and name not in left]
-    print(f"\nran: {', '.join(ran) or 'nothing'}\nreused: {len(wanted - set(due))} jobs")
-    for job in [plan[name] for name in plan if name in wanted and name in left]:
+    began, lost = (
+        (study.folder / LOCK).stat().st_mtime,
+        [job for name, job in plan.items() if name in wanted & set(left)],
+    )
+    ran = [name for name in plan if name in wanted - set(left) and plan[name].path("jobs").stat().st_mtime >= began]
+    print(f"\nran: {', '.join(ran) or 'nothing'}\nreused: {len(wanted) - len(ran) - len(lost)} jobs")
+    for job in lost:
         print(f"missing: {job.name}: {job.failure() or left[job.name]}")
         if job.failure():
             print(f"  its notebook: {job.path('notebooks', '.ipynb')}")
