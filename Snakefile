@@ -1,6 +1,7 @@
 """The grid as files: one rule per notebook. ``fpbench run STUDY`` calls this; so can you, with any Snakemake option.
 
-A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions. Modification times decide nothing.
+A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions, its notebook (``tools/grid.py``).
+Modification times decide nothing.
 """
 
 import re
@@ -9,13 +10,12 @@ import sys
 
 from fpbench.cohorts import SOURCES
 from fpbench.encoders.catalogue import CATALOGUE
-from fpbench.protocols import job_key
-from fpbench.study import load_study
+from fpbench.study import extension, load_study
 
 STUDY = load_study(config["study"])
 OUT = STUDY.folder
 ENCODERS = [spec.name for spec in STUDY.encoders]
-PROBED = expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS)
+PLAN = extension("tools/grid.py").announce(STUDY)  # name of an executed notebook -> key, needs (files)
 RUN = f"exec {shlex.quote(sys.executable)} -m fpbench.cli notebook"  # exec: no shell stands between it and a signal
 
 # What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
@@ -63,7 +63,7 @@ rule cohorts:
     output:
         OUT / "cohorts.json",
     params:
-        key=job_key(STUDY),
+        key=PLAN["01_cohorts"]["key"],
     log:
         notebook=OUT / "notebooks" / "01_cohorts.ipynb",
     threads: STUDY.threads
@@ -81,7 +81,7 @@ rule splits:
         OUT / "splits.csv",
         OUT / "splits.json",
     params:
-        key=job_key(STUDY),
+        key=PLAN["02_splits"]["key"],
     log:
         notebook=OUT / "notebooks" / "02_splits.ipynb",
     threads: STUDY.threads
@@ -98,7 +98,7 @@ rule encoders:
     output:
         OUT / "encoders.csv",
     params:
-        key=job_key(STUDY, *ENCODERS),
+        key=PLAN["03_encoders"]["key"],
     log:
         notebook=OUT / "notebooks" / "03_encoders.ipynb",
     threads: STUDY.threads
@@ -116,7 +116,7 @@ rule linear_probing:
     output:
         OUT / "predictions" / "{encoder}" / "probing.json",
     params:
-        key=lambda wildcards: job_key(STUDY, wildcards.encoder),
+        key=lambda wildcards: PLAN[f"04_linear_probing.{wildcards.encoder}"]["key"],
     log:
         notebook=OUT / "notebooks" / "04_linear_probing.{encoder}.ipynb",
     threads: STUDY.threads
@@ -134,7 +134,7 @@ rule finetuning:
     output:
         OUT / "predictions" / "{encoder}" / "{mode,full|lora}.json",
     params:
-        key=lambda wildcards: job_key(STUDY, wildcards.encoder, tuned=True),
+        key=lambda wildcards: PLAN[f"05_fine_tuning.{wildcards.encoder}.{wildcards.mode}"]["key"],
     log:
         notebook=OUT / "notebooks" / "05_fine_tuning.{encoder}.{mode}.ipynb",
     threads: STUDY.threads
@@ -148,12 +148,11 @@ rule finetuning:
 
 rule benchmark:
     input:
-        PROBED,
-        [OUT / "predictions" / encoder / f"{mode}.json" for encoder, mode in STUDY.tunings()],
+        PLAN["06_benchmark"]["needs"],
     output:
         OUT / "tables" / "table1.csv",
     params:
-        key=[job_key(STUDY, *ENCODERS, tuned=True), STUDY.tunings()],
+        key=PLAN["06_benchmark"]["key"],
     log:
         notebook=OUT / "notebooks" / "06_benchmark.ipynb",
     threads: STUDY.threads
@@ -170,7 +169,7 @@ rule cross_population:
     output:
         OUT / "tables" / "gap_steps.csv",
     params:
-        key=rules.benchmark.params.key,
+        key=lambda _: PLAN["07_cross_population"]["key"],  # a task with one population has no such job
     log:
         notebook=OUT / "notebooks" / "07_cross_population.ipynb",
     threads: STUDY.threads
@@ -183,11 +182,11 @@ rule cross_population:
 
 rule shortcuts:
     input:
-        PROBED,
+        PLAN["08_shortcuts"]["needs"],
     output:
         OUT / "tables" / "conditions.csv",
     params:
-        key=job_key(STUDY, *ENCODERS),
+        key=PLAN["08_shortcuts"]["key"],
     log:
         notebook=OUT / "notebooks" / "08_shortcuts.ipynb",
     threads: STUDY.threads
@@ -201,11 +200,11 @@ rule shortcuts:
 
 rule label_efficiency:
     input:
-        PROBED,
+        PLAN["09_label_efficiency"]["needs"],
     output:
         OUT / "tables" / "label_efficiency.csv",
     params:
-        key=job_key(STUDY, *ENCODERS),
+        key=PLAN["09_label_efficiency"]["key"],
     log:
         notebook=OUT / "notebooks" / "09_label_efficiency.ipynb",
     threads: STUDY.threads
@@ -219,15 +218,11 @@ rule label_efficiency:
 
 rule report:
     input:
-        OUT / "tables" / "table1.csv",
-        OUT / "encoders.csv",
-        [OUT / "tables" / "gap_steps.csv"] if len(STUDY.the_task.tests) > 1 else [],
-        OUT / "tables" / "conditions.csv",
-        OUT / "tables" / "label_efficiency.csv",
+        PLAN["report"]["needs"],
     output:
         OUT / "report.html",
     params:
-        key=rules.benchmark.params.key,
+        key=PLAN["report"]["key"],
     resources:
         mem_mb=8000,
         runtime=60,

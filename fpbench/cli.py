@@ -1,10 +1,10 @@
-"""The command line: ``fpbench fetch | audit | doctor | run | notebook``. Thin: every command calls one function of the library."""
+"""The command line: ``fpbench fetch | audit | doctor | run | status | report | notebook``. Thin: every command calls one function of the library."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -15,6 +15,13 @@ from fpbench.errors import InputError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Root = Annotated[Path | None, typer.Option(help="The folder of the cohort; default: <data>/<cohort>.")]
+
+
+def _grid() -> ModuleType:
+    """Return the driver, which lies beside the notebooks and the Snakefile that it drives."""
+    from fpbench.study import extension
+
+    return extension("tools/grid.py")
 
 
 @app.command()
@@ -67,39 +74,28 @@ def doctor(
 def run(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
     jobs: Annotated[int, typer.Option(help="Notebooks that run at once.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and why they run; do nothing.")] = False,
+    only: Annotated[str, typer.Option(help="Names of encoders, with commas: their jobs alone.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and what they cost; do nothing.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="With --dry-run: why each job runs.")] = False,
     profile: Annotated[str, typer.Option(help="Where: local, gpubox or slurm (profiles/), or a folder.")] = "local",
     options: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake.")] = None,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
-    from fpbench.protocols import job_key
     from fpbench.study import load_study
 
-    plan = load_study(study)
-    job_key(plan, *(spec.name for spec in plan.encoders))
-    location = Path(study).resolve() if Path(study).suffix else study
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(plan.folder), "--config", f"study={location}", "--cores", str(jobs * plan.threads)]
-    command += ["--rerun-triggers", "params", "--rerun-incomplete", "--keep-going", "--quiet", "rules"]
-    command += ["--profile", str(paths.REPOSITORY / "profiles" / profile)]
-    command += (["--dry-run"] if dry_run else []) + (options or [])
-    print(" ".join(command), flush=True)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, check=False).returncode
-    if dry_run and plan.tunings():
-        from fpbench import make_splits
-        from fpbench.protocols import costs
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    extra = ["--profile", str(paths.REPOSITORY / "profiles" / profile), *(options or [])]
+    raise typer.Exit(_grid().run(load_study(study), study, jobs, names, dry_run or why, why, extra))
 
-        home, _ = plan.begin().load_cohorts()
-        table = costs(plan, home, make_splits(home, plan.the_task, plan.split, plan.folds, plan.seed))
-        print(f"\nFine-tuning on this device, every epoch run:\n{table.round(3).to_string(index=False)}")
-        print(f"together {table['PFLOP'].sum():,.3g} PFLOP, {table['hours'].sum():,.2f} hours")
-    if done == 0 and not dry_run:
-        print(
-            f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}\n"
-            f"Everything on one page: {plan.folder / 'report.html'}"
-        )
-    raise typer.Exit(done)
+
+@app.command()
+def status(
+    study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
+) -> None:
+    """Say how far a run is, from any terminal or node that sees the results."""
+    from fpbench.study import load_study
+
+    print(_grid().status(load_study(study)))
 
 
 @app.command()
@@ -113,7 +109,8 @@ def report(
     from fpbench.report import build
     from fpbench.study import load_study
 
-    print(build(load_study(study), out))
+    with _grid().noted("report"):
+        print(build(load_study(study), out))
 
 
 @app.command()
@@ -126,7 +123,8 @@ def notebook(
     from fpbench.notebooks import execute
 
     pairs = dict(text.partition("=")[::2] for text in parameter or [])
-    execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, pairs)
+    with _grid().noted(output.stem):
+        execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, pairs)
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fpbench import artifacts, images, paths
 from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
 from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError
+from fpbench.progress import Progress
 
 VERSION = 1  # of this step; raise it when its numbers change
 SHARD = 16  # batches per shard
@@ -57,7 +57,7 @@ def embed_cohort(
 
     def build(path: Path) -> None:
         pictures, rows, values = cohort.array(encoder.geometry), batch_size * SHARD, []
-        with tqdm(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image", disable=None) as progress:
+        with Progress(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image") as progress:
             for start in range(0, len(pictures), rows):
                 bounds = (start, min(start + rows, len(pictures)))
                 shard = partial(_shard, encoder, pictures[slice(*bounds)], batch_size, bf16, mask)

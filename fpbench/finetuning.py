@@ -19,12 +19,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fpbench import artifacts, augmentation, metrics
 from fpbench.adaptation import DropPath, add_lora, drop_paths, is_transformer, keep_less, rate_groups
 from fpbench.encoders import Encoder, checkpoint
 from fpbench.errors import InputError
+from fpbench.progress import Progress
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
 
@@ -166,10 +166,11 @@ class Trainer:
         """Train, from the last checkpoint if there is one, until the last epoch or the end of patience; load the best epoch."""
         self.resume()
         state, recipe = self.state, self.recipe
-        bar = tqdm(total=recipe.epochs * self.steps, desc=self.title, unit="step", disable=None)
+        made = state.epoch * self.steps + state.step
+        bar = Progress(total=recipe.epochs * self.steps, desc=self.title, unit="step", initial=made)
         with interruptible() as stop, bar as progress:
-            progress.update(state.epoch * self.steps + state.step)
             while state.epoch < recipe.epochs and state.epoch - max(state.best, 0) <= recipe.patience:
+                progress.stage = f"epoch {state.epoch + 1} of {recipe.epochs}"
                 speed = self.train_epoch(stop, progress)
                 score = validate(predict(self.model, self.part.pictures, self.part.validation), self.part)
                 state.close_epoch({"rate": self.rate, **score, "images/s": speed})
@@ -179,7 +180,7 @@ class Trainer:
                 progress.set_postfix({"val F1": f"{score['macro F1']:.3f}"})
         return self.finish()
 
-    def train_epoch(self, stop: "interruptible", progress: tqdm) -> float:
+    def train_epoch(self, stop: "interruptible", progress: Progress) -> float:
         """Make the steps of an epoch that are left; return images per second."""
         self.model.train()
         state, pending, began, done = self.state, [], time.perf_counter(), 0

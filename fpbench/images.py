@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from fpbench import artifacts, paths
 from fpbench.errors import InputError
+from fpbench.progress import Progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # alone: for others (EPS) Pillow starts programs of the system
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
@@ -168,7 +168,7 @@ def workers() -> int:
 
 def _parallel(function, items: Sequence, title: str) -> list:
     with ThreadPoolExecutor(workers()) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), desc=title, unit="image", disable=None))
+        return list(Progress(pool.map(function, items), total=len(items), desc=title, unit="image"))
 
 
 SCAN = ("sha256", "pixels", "width", "height", "coloured", "error")

@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import make_interp_spline
 from scipy.special import logsumexp
 
 from fpbench.errors import InputError
@@ -295,6 +294,8 @@ def _coarse_to_fine(problem: "_Problem", W: np.ndarray, lam: np.ndarray, steps: 
     first = np.union1d(first, every[-1])
     W[first], steps[first] = problem.minimise(W[first], lam[first], steps[first])
     if len(rest := np.setdiff1d(every, first)):
+        from scipy.interpolate import make_interp_spline
+
         start = make_interp_spline(x[first], W[first], k=min(3, len(first) - 1))(x[rest])
         W[rest], steps[rest] = problem.minimise(start, lam[rest], steps[rest])
     return [W, steps]

@@ -8,7 +8,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,8 @@ from fpbench import artifacts, embeddings, images, paths, predictions, probing, 
 from fpbench.cohorts import Cohort, folder_of
 from fpbench.embeddings import embed_cohort, embedding_key
 from fpbench.encoders import Encoder
-from fpbench.errors import InputError, MissingError
+from fpbench.encoders.fetch import sha256
+from fpbench.errors import InputError
 from fpbench.splits import Fold, Splits
 from fpbench.study import EncoderSpec, Study
 from fpbench.tasks import Task
@@ -366,7 +366,9 @@ def curves(files: list[Path]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def costs(study: Study, home: Cohort, splits: Splits, tunings: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+def costs(
+    study: Study, home: Cohort, splits: Splits, tunings: Sequence[tuple[str, str]] = (), disk: bool = False
+) -> pd.DataFrame:
     """Return what fine-tunings of the study (default: all) would take on this device, the choice of the rate included.
 
     The networks are built with random weights and timed on one pass; nothing is trained and no weights file is needed.
@@ -375,31 +377,51 @@ def costs(study: Study, home: Cohort, splits: Splits, tunings: Sequence[tuple[st
 
     images, rows = len(splits.fold(0).train), []
     for name, mode in tunings or study.tunings():
-        spec = replace(study.encoder_spec(name), weights="random", ignore=[])
-        encoder = replace(study, encoders=[spec], full=[], lora=[]).load_encoder(name)
+        spec, encoder = study.encoder_spec(name), blank(study, name)
         grid = len(study.recipe.grid(mode))
         runs = grid * study.folds if splits.scheme == "crossval" else grid + study.folds - 1
         model = Classifier(encoder, len(study.the_task.classes), study.recipe, mode, spec)
-        rows.append({"encoder": name, "mode": mode, "runs": runs, **estimate(model, study.recipe, images, runs)})
+        row = {"encoder": name, "mode": mode, "runs": runs, **estimate(model, study.recipe, images, runs)}
+        if disk:  # the best epoch of every run; a checkpoint holds two moments of every number besides
+            held = sum(tensor.nbytes for tensor in model.changing().values()) / 1e9
+            row |= {"weights GB": runs * held, "checkpoint GB": 3 * held}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def job_key(study: Study, *encoders: str, tuned: bool = False) -> str:
-    """Return a digest of everything that a notebook depends on: the one authority on whether it must run again.
+def blank(study: Study, name: str) -> Encoder:
+    """Return an encoder of the study with random weights: as large and as slow, and no file is needed."""
+    spec = replace(study.encoder_spec(name), weights="random", ignore=[])
+    return replace(study, encoders=[spec], full=[], lora=[]).load_encoder(name)
 
-    Without encoders: cohorts and splits. With some: their weights and settings, the probes and the code of every step too;
-    ``tuned``: and the recipe of fine-tuning.
+
+def key_parts(study: Study) -> dict[str, dict]:
+    """Return everything that the jobs of a study depend on: named parts, in groups of which every job takes some (``grid.jobs``).
+
+    A weights file that cannot be read is a part that says so: it is the matter of its own encoder's jobs.
     """
-    parts = [images.VERSION, splits.VERSION, study.task, study.split, study.folds, study.seed]
-    parts += [[spec.name, spec.missing, _folder_digest(spec.name, study.root(spec))] for spec in study.cohorts]
-    if encoders:
-        parts += [embeddings.VERSION, VERSION, study.probes, study.threads, study.device]
-        parts += [artifacts.file_sha256(paths.expand(file)) for file in study.extensions]
-        specs = [asdict(study.encoder_spec(name)) for name in encoders]
-        own = [[spec.pop("micro"), spec.pop("checkpointing")] for spec in specs]
-        parts += [[spec, _file_digest(study.weights(study.encoder_spec(spec["name"])))] for spec in specs]
-        parts += [own, asdict(study.recipe), recipe.VERSION] if tuned else []
-    return artifacts.digest(parts)[:16]
+    loaded = {"cohort": {}, "encoder": {}, "probe": {}}  # extensions, by what they register
+    for file in study.extensions:
+        text = paths.expand(file).read_text()
+        for kind in [kind for kind in loaded if f"register_{kind}" in text] or loaded:
+            loaded[kind][f"file {file}"] = artifacts.digest(text)
+    cohorts = {f"cohort {one.name}": [one.missing, _folder_digest(one.name, study.root(one))] for one in study.cohorts}
+    common = {"threads": study.threads, "device": study.device, "step embeddings": embeddings.VERSION}
+    groups = {
+        "cohorts": {"task": study.task, "step images": images.VERSION, **cohorts, **loaded["cohort"]},
+        "cut": {"split": study.split, "folds": study.folds, "seed": study.seed, "step splits": splits.VERSION},
+        "probes": {"probes": study.probes, "step probing": VERSION, **loaded["probe"]},
+        "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": VERSION},
+    }
+    for spec in study.encoders:
+        fields = {
+            name: value for name, value in asdict(spec).items() if name != "weights"
+        }  # the file is a part of its own
+        memory = {f"memory of {spec.name}": {name: fields.pop(name) for name in ("micro", "checkpointing")}}
+        own = {f"encoder {spec.name}": fields, f"weights file of {spec.name}": _weights_digest(study, spec)}
+        groups[f"encoder {spec.name}"] = {**common, **loaded["encoder"], **own}
+        groups[f"tuned {spec.name}"] = {**groups["tuning"], **memory}
+    return groups
 
 
 def _folder_digest(name: str, root: Path | None) -> str:
@@ -409,10 +431,9 @@ def _folder_digest(name: str, root: Path | None) -> str:
     return artifacts.digest([artifacts.file_sha256(folder / source.csv), files])
 
 
-@cache
-def _file_digest(weights: str) -> str:
-    if weights in ("hub", "random"):
-        return weights
-    if not Path(weights).is_file():
-        raise MissingError(f"expected a weights file at {weights}, found nothing: check the study, or FPBENCH_SHARED")
-    return artifacts.file_sha256(Path(weights))
+def _weights_digest(study: Study, spec: EncoderSpec) -> str:
+    try:
+        weights = study.weights(spec)
+        return weights if weights in ("hub", "random") else sha256(Path(weights))
+    except (InputError, OSError) as error:
+        return f"unusable: {error}"

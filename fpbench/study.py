@@ -108,9 +108,22 @@ class Study:
         return folder / encoder / protocol / f"fold{fold}.parquet"
 
     def all_predictions(self) -> list[Path]:
-        """Return every predictions file that this study calls for: files of other encoders, probes or folds do not count."""
-        names = [(spec.name, probe) for spec in self.encoders for probe in self.probes] + self.tunings()
+        """Return every predictions file that this study calls for, but for ``holes``: files of others do not count."""
+        holes = self.holes()
+        names = [(spec.name, probe) for spec in self.present() for probe in self.probes]
+        names += [one for one in self.tunings() if "/".join(one) not in holes]
         return [self.predictions(*name, fold) for name in names for fold in range(self.folds)]
+
+    def holes(self) -> dict[str, str]:
+        """Return what failed in the last run, and why: ``encoder/probing``, ``encoder/full``, ``encoder/lora`` -> reason."""
+        path = self.folder / "holes.json"
+        return artifacts.read_json(path) if path.is_file() else {}
+
+    def present(self, protocol: str = "probing") -> list[EncoderSpec]:
+        """Return the encoders that have predictions of a protocol: those called for, but for the holes."""
+        called = getattr(self, protocol) if protocol in MODES else [spec.name for spec in self.encoders]
+        holes, kind = self.holes(), protocol if protocol in MODES else "probing"
+        return [spec for spec in self.encoders if spec.name in called and f"{spec.name}/{kind}" not in holes]
 
     def tunings(self) -> list[tuple[str, str]]:
         """Return what is fine-tuned: (encoder, mode), mode full or lora."""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fpbench import artifacts, metrics
 from fpbench.errors import InputError
-from fpbench.recipe import PROTOCOLS
+from fpbench.recipe import MODES, PROTOCOLS
 from fpbench.study import Study
 from fpbench.tasks import Task
 
@@ -125,11 +125,14 @@ def view_title(population: str, classes: int, rule: str) -> str:
     return f"{population.capitalize()}, {classes} classes, {rule}"
 
 
-def table1(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
+def table1(
+    scores: pd.DataFrame, intervals: pd.DataFrame | None = None, holes: dict[str, str] | None = None
+) -> pd.DataFrame:
     """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
 
     A cell is ``mean [95 % interval by patient group] ± SD over folds``; ``intervals`` are those of ``statistics.intervals``, one
-    method. Without them, the interval is left out; where the data carry none, it is ``[none]``.
+    method. Without them, the interval is left out; where the data carry none, it is ``[none]``. ``holes`` (``Study.holes``) have a
+    row each, with the reason.
     """
     summary, order = overview(scores, intervals), list(PROTOCOLS)
     summary["text"] = summary["mean"].map("{:.3f}".format)
@@ -137,6 +140,11 @@ def table1(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.Da
         summary["text"] += told(summary)
     summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
+    if holes:
+        keys = [(name, kind if kind in MODES else "logistic") for name, kind in (what.split("/") for what in holes)]
+        cells = [[f"missing: {reason}", *[""] * (table.shape[1] - 1)] for reason in holes.values()]
+        rows = pd.DataFrame(cells, pd.MultiIndex.from_tuples(keys, names=MODEL), table.columns)
+        table = pd.concat([table, rows])
     table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
     table = table.rename(index=PROTOCOLS, level="protocol").rename_axis(columns=None)
     public = verdicts(scores).set_index([*MODEL, "population"])

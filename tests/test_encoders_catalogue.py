@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fpbench import load_study, protocols
+from fpbench import load_study
 from fpbench.encoders import catalogue, checkpoint, load_encoder, register_encoder
 from fpbench.encoders.fingerprint import difference, fingerprint, picture, same
 from fpbench.errors import InputError, MissingError
 from fpbench.images import Geometry
+from fpbench.study import extension
+
+grid = extension("tools/grid.py")
 
 ROOT = Path(__file__).parent.parent
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
@@ -337,9 +340,10 @@ def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path, small_study)
     register_encoder("wrong", torch.nn.Flatten, Geometry("squash", 8), dim=8)
     with pytest.raises(InputError, match=r"expected embeddings \(1, 8\), found \(1, 192\)"):
         load_encoder("wrong", "random").embed([picture()])
-    keys = [protocols.job_key(study, "tiny")]
+    before = grid.jobs(study)["04_linear_probing.tiny"].parts
     (tmp_path / "mine.py").write_text(code.replace("Flatten()", "Flatten(), torch.nn.Tanh()"))
-    assert protocols.job_key(study, "tiny") not in keys
+    after = grid.jobs(study)["04_linear_probing.tiny"].parts
+    assert grid.changes(before, after) == [f"file {tmp_path / 'mine.py'} changed"]
     small_study.write_text(text + "extensions: [none.py]\nencoders: [{name: tiny, model: tiny}]\n")
     with pytest.raises(MissingError, match=r"none\.py"):
         load_study(small_study)

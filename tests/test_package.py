@@ -17,7 +17,7 @@ from fpbench import paths
 ROOT = paths.REPOSITORY
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
-    "errors", "paths", "tasks", "transfer", "artifacts", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "recipe",
+    "errors", "paths", "tasks", "transfer", "artifacts", "progress", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "recipe",
     "study", "predictions", "metrics", "augmentation", "adaptation", "finetuning", "protocols", "tables", "statistics", "calibration", "shift", "claims", "figures", "report",
     "notebooks", "doctor", "cli",
 )  # fmt: skip

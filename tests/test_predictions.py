@@ -139,6 +139,16 @@ def test_table1_names_what_is_not_public(frame):
     assert other["Spain, paper"].tolist() == ["not public"]
 
 
+def test_table1_has_a_row_for_each_hole_with_the_reason(frame):
+    holes = {"usfm/full": "InputError: too little memory", "usfm/probing": "no weights"}
+    table = tables.table1(tables.evaluate(frame, TASK), holes=holes)
+    assert list(table.columns) == list(tables.table1(tables.evaluate(frame, TASK)).columns)
+    rows = table.set_index(["encoder", "protocol"]).loc["usfm"]
+    assert rows.index.tolist() == ["linear probing", "full fine-tuning"]
+    assert rows.iloc[:, 0].tolist() == ["missing: no weights", "missing: InputError: too little memory"]
+    assert rows.loc["full fine-tuning", "Spain, paper"] == "0.9476, not run here"
+
+
 def test_table1_puts_the_interval_between_score_and_sd(frame):
     scores = tables.evaluate(frame, TASK)
     view = tables.overview(scores)[[*tables.MODEL, *tables.VIEW, "metric"]]

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from fpbench import load_study, paths
+from fpbench import artifacts, load_study, paths
 from fpbench.errors import InputError, MissingError
-from fpbench.protocols import job_key
+from fpbench.study import extension
 
 GOOD = {
     "name": "x", "title": "X", "cohorts": [{"name": "spain"}], "encoders": [{"name": "a", "model": "timm:resnet18", "weights": "random"}],
@@ -77,11 +77,15 @@ def test_yaml_tags_run_nothing(tmp_path):
         load_study("nothing")
 
 
+def parts(study):
+    return artifacts.digest(extension("tools/grid.py").jobs(study)["04_linear_probing.tiny"].parts)
+
+
 def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, monkeypatch):
     from fpbench import protocols
 
     study = load_study(small_study)
-    keys = [job_key(study, "tiny")]
+    keys = [parts(study)]
     text = small_study.read_text()
     for old, new in (
         ("threads: 1", "threads: 2"),
@@ -90,24 +94,24 @@ def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, mo
         ("batch_size: 8", "batch_size: 4"),
     ):
         small_study.write_text(text.replace(old, new))
-        keys.append(job_key(load_study(small_study), "tiny"))
+        keys.append(parts(load_study(small_study)))
     label_file = small["spain"] / "FETAL_PLANES_DB_data.csv"
     label_file.write_text(label_file.read_text().replace("Op. 1", "Op. 2", 1))
-    keys.append(job_key(study, "tiny"))
+    keys.append(parts(study))
     (small["africa"] / "Ghana" / "patient001_GHA_plane0.png").unlink()
-    keys.append(job_key(study, "tiny"))
+    keys.append(parts(study))
     monkeypatch.setattr(protocols, "VERSION", 99)
-    keys.append(job_key(study, "tiny"))
+    keys.append(parts(study))
     assert len(set(keys)) == len(keys)
-    assert job_key(study, "tiny") == keys[-1]
+    assert parts(study) == keys[-1]
 
 
 def test_the_title_and_label_change_no_key(small_study):
-    before = job_key(load_study(small_study), "tiny")
+    before = parts(load_study(small_study))
     small_study.write_text(
         small_study.read_text().replace("A small study", "Another title").replace("made by a test", "another label")
     )
-    assert job_key(load_study(small_study), "tiny") == before
+    assert parts(load_study(small_study)) == before
 
 
 def test_paths_take_variables_and_defaults(monkeypatch, tmp_path):
@@ -123,7 +127,11 @@ def test_a_device_that_is_not_there_and_a_missing_weights_file(small_study, tmp_
     with pytest.raises(InputError, match="no GPU"):
         load_study(small_study).load_encoder("tiny")
     small_study.write_text(small_study.read_text().replace("weights: random", f"weights: {tmp_path}/none.safetensors"))
+    study = load_study(small_study)
     with pytest.raises(MissingError, match="weights file"):
-        job_key(load_study(small_study), "tiny")
+        study.load_encoder("tiny")
     with pytest.raises(InputError, match="no encoder 'other'"):
-        job_key(load_study(small_study), "other")
+        study.encoder_spec("other")
+    before = parts(study)  # a file that is not there is the matter of its own encoder's jobs, and noticed when it comes
+    (tmp_path / "none.safetensors").write_text("there")
+    assert parts(study) != before

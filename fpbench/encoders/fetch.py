@@ -123,9 +123,10 @@ def _pinned(lock: Path) -> dict:
 
 
 def sha256(path: Path, full: bool = False, remember: bool = True) -> str:
-    """Return the SHA-256 of a file, remembered (unless not to ``remember``) by its size and time; computed anew if ``full``."""
+    """Return the SHA-256 of a file, remembered (unless not to ``remember``) by its size, time and inode; computed anew if ``full``."""
     memory = paths.cache() / "hashes.json"
-    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+    about = path.stat()
+    stamp = [about.st_size, about.st_mtime_ns, about.st_ino]
     known = {}
     with suppress(OSError, ValueError, InputError):
         known = artifacts.read_json(memory)
