@@ -190,7 +190,7 @@ def test_an_encoder_that_fails_leaves_a_hole_and_the_others_finish(tree):
     assert f"failed   04_linear_probing.two  {reason}" in tree.told["status"][1]
     code, out = tree.told["again"]
     assert code == 1
-    assert "\nran: 03_encoders\n" in out, out  # which saw the encoder again; the analysis of the others stays
+    assert "\nran: 03_encoders, report\n" in out, out  # which saw the encoder again; the analysis of the others stays
     assert tree.told["stamps"][0] == tree.told["stamps"][1]
 
 
@@ -207,7 +207,8 @@ def test_status_says_what_runs_how_fast_and_how_long_it_will_take(tree):
     seen = tree.told["running"][1]
     assert "running  05_fine_tuning.two.full  two, full, fold 0, epoch 1 of 8: " in seen, tree.told["mended"][1]
     assert re.search(
-        r": [\d,]+ of 100,000 steps, [\d.,]+ steps/s, \d+:\d\d:\d\d to go; .+, process \d+ alive, wrote \d+ s ago\n", seen
+        r": [\d,]+ of 100,000 steps, [\d.,]+ steps/s, \d+:\d\d:\d\d to go; .+, process \d+ alive, wrote \d+ s ago\n",
+        seen,
     )
     assert re.search(r"about 0:\d\d:\d\d to go, 1 at once", seen.splitlines()[-1])
     assert not list(tree.results.rglob("progress/*"))

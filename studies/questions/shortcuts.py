@@ -36,18 +36,18 @@ def targets(bench: Bench) -> dict[tuple[str, str], tuple[Task, list[Path]]]:
         (population, target) -> the target as a task, and its predictions files: folds over the patient groups of that
         cohort alone. A value with fewer groups than folds is left out; a target with fewer than two values left is not asked.
     """
-    found = {}
+    found, folds = {}, max(bench.study.folds, 3)  # fewer could not train, validate and test
     for cohort in bench.cohorts:
         size = cohort.frame["width"].astype(str) + " x " + cohort.frame["height"].astype(str)
         cohort = replace(cohort, frame=cohort.frame.assign(size=size))
         for column in TARGETS:
             groups = cohort.frame.groupby(column)["group"].nunique()
-            values = tuple(groups[groups >= bench.study.folds].index)
+            values = tuple(groups[groups >= folds].index)
             if len(values) < 2:
                 continue
             name = cohort.source.population
             task = Task(column, column, column, values, name, {name: values})
-            cut = splits.make_splits(cohort, task, "crossval", bench.study.folds, bench.study.seed)
+            cut = splits.make_splits(cohort, task, "crossval", folds, bench.study.seed)
             key = artifacts.digest([bench.key, name, column, cut.digest()])
             asked = replace(bench, task=task, home=cohort, external=(), splits=cut, key=key)
             found[name, column] = task, run_probe(asked, "logistic", aside=f"{name}-{column}")
