@@ -265,7 +265,7 @@ def test_settings_that_cannot_be_are_refused():
         load_encoder("dinov3-mini", "random", geometry={"size": 72})
     with pytest.raises(InputError, match="unknown encoder 'usmf'"):
         load_encoder("usmf")
-    with pytest.raises(InputError, match="miniature"):
+    with pytest.raises(InputError, match="no published weights"):
         load_encoder("usfm-mini")
 
 

@@ -37,8 +37,8 @@ def start(study: Path, results: Path, *arguments: str) -> subprocess.Popen:
     """Start ``fpbench run`` as a user would."""
     environment = {**os.environ, "FPBENCH_RESULTS": str(results), "FPBENCH_DATA": str(study.parent / "data")}
     command = [sys.executable, "-m", "fpbench.cli", "run", str(study), *arguments]
-    log = open(results.with_suffix(".log"), "w")  # noqa: SIM115
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    with open(results.with_suffix(".log"), "w") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 def targets(results: Path) -> list[str]:
