@@ -3,16 +3,21 @@
 A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions. Modification times decide nothing.
 """
 
+import os
 import sys
+
+from ipykernel.parentpoller import ParentPollerUnix
 
 from fpbench.protocols import job_key
 from fpbench.study import load_study
 
+if os.getppid() == config.get("parent"):  # when `fpbench run` ends, so does this process, and its jobs
+    ParentPollerUnix(os.getppid()).start()
 STUDY = load_study(config["study"])
 OUT = STUDY.folder
 ENCODERS = [spec.name for spec in STUDY.encoders]
 PROBED = expand(OUT / "predictions" / "{encoder}" / "probing.json", encoder=ENCODERS)
-RUN = f"{sys.executable!r} -m fpbench.cli notebook"
+RUN = f"exec {sys.executable!r} -m fpbench.cli notebook --parent {os.getpid()}"  # a job ends with the driver
 
 
 rule all:

@@ -1,6 +1,7 @@
 """The command line: ``fpbench fetch | audit | doctor | run | notebook``. Thin: every command calls one function of the library."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from filelock import Timeout
 
-from fpbench import paths
+from fpbench import artifacts, paths
 from fpbench.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -68,21 +70,29 @@ def run(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
     jobs: Annotated[int, typer.Option(help="Notebooks that run at once.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and why they run; do nothing.")] = False,
+    more: Annotated[list[str] | None, typer.Argument(help="After --: what else Snakemake shall get.")] = None,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
-    from fpbench.protocols import job_key
+    from fpbench.protocols import job_key, unsound
     from fpbench.study import load_study
 
     plan = load_study(study)
     job_key(plan, *(spec.name for spec in plan.encoders))
     location = Path(study).resolve() if Path(study).suffix else study
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(plan.folder), "--config", f"study={location}", "--cores", str(jobs * plan.threads)]
-    command += ["--rerun-triggers", "params", "--rerun-incomplete", "--keep-going", "--quiet", "rules"]
+    command = [sys.executable, "-m", "snakemake", *(more or []), "--snakefile", str(paths.REPOSITORY / "Snakefile")]
+    command += ["--directory", str(plan.folder), "--cores", str(jobs * plan.threads)]
+    command += ["--config", f"study={location}", f"parent={os.getpid()}"]
+    command += ["--rerun-triggers", "params", "--rerun-incomplete", "--keep-going", "--nolock", "--quiet", "rules"]
     command += ["--dry-run"] if dry_run else []
+    if again := [str(path) for path in unsound(plan)]:
+        print("damaged, or resting on a damaged file; made again:", *again, sep="\n  ")
+        command += ["--forcerun", *again]
     print(" ".join(command), flush=True)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, check=False).returncode
+    try:
+        with artifacts.lock(plan.folder / "run", timeout=0):
+            done = subprocess.run(command, check=False).returncode
+    except Timeout:
+        raise InputError(f"another run is at work in {plan.folder}: wait for its end, or stop it first") from None
     if dry_run and plan.tunings():
         from fpbench import make_splits
         from fpbench.protocols import costs
@@ -91,7 +101,7 @@ def run(
         table = costs(plan, home, make_splits(home, plan.the_task, plan.split, plan.folds, plan.seed))
         print(f"\nFine-tuning on this device, every epoch run:\n{table.round(3).to_string(index=False)}")
         print(f"together {table['PFLOP'].sum():,.3g} PFLOP, {table['hours'].sum():,.2f} hours")
-    if done == 0 and not dry_run:
+    if done == 0 and not dry_run and not more:
         print(
             f"\n{(plan.folder / 'tables' / 'table1.md').read_text()}\nTables, figures and executed notebooks: {plan.folder}\n"
             f"Everything on one page: {plan.folder / 'report.html'}"
@@ -118,6 +128,7 @@ def notebook(
     name: Annotated[str, typer.Argument(help="Name of a notebook, e.g. 04_linear_probing.")],
     output: Annotated[Path, typer.Argument(help="Where the executed copy goes.")],
     parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE, VALUE read as YAML.")] = None,
+    parent: Annotated[int, typer.Option(help="A process; when it ends, so does this one.")] = 0,
 ) -> None:
     """Execute one notebook with papermill; unknown parameters are errors."""
     import yaml
@@ -125,9 +136,8 @@ def notebook(
     from fpbench.notebooks import execute
 
     pairs = [text.partition("=")[::2] for text in parameter or []]
-    execute(
-        paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, {key: yaml.safe_load(value) for key, value in pairs}
-    )
+    values = {key: yaml.safe_load(value) for key, value in pairs}
+    execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, values, parent)
 
 
 def main() -> None:

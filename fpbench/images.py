@@ -184,11 +184,9 @@ def scan(files: Sequence[Path]) -> pd.DataFrame:
     """
     sums = _parallel(artifacts.file_sha256, files, "hashing files")
     path = paths.cache() / "scans" / f"{artifacts.digest([VERSION, sums])[:32]}.parquet"
-    try:
-        artifacts.checked(path)
+    if artifacts.whole(path):
         return pd.read_parquet(path)
-    except (FileNotFoundError, InputError):
-        rows = _parallel(_look, files, "looking at pictures")
+    rows = _parallel(_look, files, "looking at pictures")
     frame = pd.DataFrame(rows, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
     frame.insert(0, "sha256", sums)
     with artifacts.atomic(path) as temporary:
