@@ -1,7 +1,9 @@
 """Break a run in every way that a server breaks one, run it again, and compare every byte with a run that nobody broke.
 
 A micro grid (two miniature encoders, two folds, linear probing and full fine-tuning, three epochs) goes through the real front:
-`fpbench run`, Snakemake, papermill, kernels. It runs once whole: the reference. Then, for every fault:
+`fpbench run`, Snakemake, papermill, kernels. With `--level library` the same steps are called without them, in processes forked
+from this one: nothing is imported anew, so a fault takes seconds instead of minutes of a busy processor; it tries files, caches,
+locks and checkpoints, not the front. The grid runs once whole: the reference. Then, for every fault:
 
 state   a copy of the reference, in which one job (drawn from the seven, a training twice as often) has lost its outputs, in one
         of three cases its twin of the other encoder too, and in half of the cases the cache of pictures and embeddings is empty
@@ -19,7 +21,10 @@ finished epoch and the one that was broken off; a damaged finished model is trai
 """
 
 import argparse
+import ctypes
+import fcntl
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -28,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -36,9 +42,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from ipykernel.parentpoller import ParentPollerUnix
 
-from fpbench import artifacts, paths
+from fpbench import artifacts, load_study, make_splits, paths, predictions, protocols, tables
 from fpbench.errors import InputError
+from fpbench.splits import load_splits, prove_disjoint
+from fpbench.study import Study
 
 STUDY = """
 name: micro
@@ -129,11 +138,103 @@ SIGNS = ("another run is at work", "damaged", "digest does not match", "made aga
          "not a file written by fpbench", "Kernel died", "Killed", "is not on record")  # fmt: skip
 
 
+class Forked:
+    """A process forked from this one, with the methods of a Popen that are used here."""
+
+    def __init__(self, name: str, log: Path, work, *arguments) -> None:
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(name, log, work, arguments))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def _run(self, name: str, log: Path, work, arguments: tuple) -> None:
+        ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME: 15 letters
+        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        try:
+            code = work(*arguments) or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit code."""
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end; return the exit code."""
+        self.process.join(timeout)
+        return self.process.exitcode
+
+
+def drive(file: Path, targets: list[str], flock: bool, env: dict[str, str], log: Path) -> int:
+    """Do what `fpbench run` does: the jobs that the targets need and that are not done, those of one notebook at once."""
+    os.environ.update(env)
+    if not flock:
+        fcntl.flock = lambda *_: None
+    study = load_study(file)
+    with artifacts.lock(study.folder / "run", timeout=0):
+        again = {path.relative_to(study.folder).as_posix() for path in protocols.unsound(study)}
+        if again:
+            print("made again:", *again, flush=True)
+        todo: list[str] = []
+        for job in JOBS:  # in an order in which each comes after what it needs
+            missing = not (study.folder / JOBS[job][0]).is_file() or JOBS[job][0] in again
+            if any(needs(target, job) for target in targets) and (missing or any(needs(JOBS[job][0], x) for x in todo)):
+                todo.append(job)
+        for notebook in dict.fromkeys(job.split()[0] for job in todo):
+            jobs = [job for job in todo if job.split()[0] == notebook]
+            running = [Forked(job.replace(notebook, notebook[:2]), log, do, study, job) for job in jobs]
+            if any([one.wait() for one in running]):  # noqa: C419  waits for all of them
+                return 1
+    return 0
+
+
+def needs(target: str, job: str) -> bool:
+    """Return whether a target is made by a job, or needs what it makes."""
+    maker = next(name for name in JOBS if JOBS[name][0] == target)
+    same = job.split()[1:] in ([], maker.split()[1:]) or maker == "06_benchmark"
+    return same and job.split()[0] <= maker.split()[0]
+
+
+def do(study: Study, job: str) -> None:
+    """Do what a notebook does, without its prose, figures and statistics."""
+    ParentPollerUnix(os.getppid()).start()
+    notebook, encoder = (*job.split(), "")[:2]
+    study.begin()
+    home, external = study.load_cohorts()
+    if notebook == "01_cohorts":
+        about = {cohort.name: {"digest": cohort.fingerprint()} for cohort in (home, *external)}
+        artifacts.write_json(study.folder / "cohorts.json", about)
+    elif notebook == "02_splits":
+        splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+        prove_disjoint(splits, home, external)
+        splits.save(study.folder / "splits.csv")
+    elif notebook == "06_benchmark":
+        scores = tables.evaluate(predictions.read(study.all_predictions(), study.the_task), study.the_task)
+        tables.save(tables.summarise(scores), study, "table1", "Macro F1")
+    else:
+        bench = protocols.open_bench(study, encoder, home, external, load_splits(study.folder / "splits.csv", home))
+        if notebook == "04_linear_probing":
+            protocols.conclude(study, encoder, "probing", protocols.run_probe(bench, "logistic"))
+        else:
+            files = protocols.run_finetuning(bench, "full")
+            print(len(protocols.histories(bench, "full")), len(protocols.movements(bench, "full", files)))
+            protocols.conclude(study, encoder, "full", files)
+
+
 class Grid:
     """The micro grid in a folder of its own: how it is run, and the reference."""
 
-    def __init__(self, work: Path, name: str) -> None:
-        self.work, self.whole, self.trial = work, work / "whole", work / name
+    def __init__(self, work: Path, name: str, level: str) -> None:
+        self.work, self.whole, self.trial, self.level = work, work / f"whole.{level}", work / name, level
         self.study, self.shims = work / "micro.yaml", work / "shims"
         self.shims.mkdir(parents=True, exist_ok=True)
         (work / "micro.py").write_text(EXTENSION)
@@ -149,22 +250,24 @@ class Grid:
             [*shims, str(paths.REPOSITORY), *env.get("PYTHONPATH", "").split(os.pathsep)]
         )
         wanted = [str(root / results / "micro" / target) for target in targets]
+        if self.level == "library":
+            return Forked("faults-driver", log, drive, self.study, targets, flock, env, log)
         command = [sys.executable, "-m", "fpbench.cli", "run", str(self.study), "--jobs", "2", "--", *wanted]
         with open(log, "a") as handle:
             return psutil.Popen(command, env=env, stdout=handle, stderr=handle, start_new_session=True)
 
     def reference(self) -> dict:
         """Return what the uninterrupted run took: seconds, and processor seconds of every job; run it if it is not there."""
-        facts = self.work / "reference.json"
+        facts = self.work / f"reference.{self.level}.json"
         if not facts.is_file():
             shutil.rmtree(self.whole, ignore_errors=True)
             self.whole.mkdir()
-            began, log, used = time.perf_counter(), self.work / "reference.log", {}
+            began, log, used = time.perf_counter(), self.work / f"reference.{self.level}.log", {}
             process = self.start(self.whole, [TABLE], log)
             while process.poll() is None:
                 for pid, (job, seconds) in work_of(family(process)).items():
                     used[pid] = (job, seconds)
-                time.sleep(0.1)
+                time.sleep(0.05)
             if process.returncode:
                 raise SystemExit(f"the micro grid does not run:\n{log.read_text()[-4000:]}")
             jobs = Counter()
@@ -174,26 +277,38 @@ class Grid:
         return json.loads(facts.read_text())
 
 
-def family(process: psutil.Popen) -> list[psutil.Process]:
+def family(process: psutil.Popen | Forked) -> list[psutil.Process]:
     """Return a process and all below it."""
     with suppress(psutil.NoSuchProcess):
-        return [process, *process.children(recursive=True)]
+        first = psutil.Process(process.pid)
+        return [first, *first.children(recursive=True)]
     return []
 
 
 def words(process: psutil.Process) -> str:
-    """Return the command line of a process, or nothing if it has ended."""
+    """Return name and command line of a process, or nothing if it has ended."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return " ".join([process.name(), *process.cmdline()])
     return ""
 
 
+def part_of(process: psutil.Process) -> str:
+    """Return what a process is: the name of a job, kernel, driver, or nothing of these."""
+    line = words(process)
+    if line[:1] == "0" or "fpbench.cli notebook" in line:
+        return next((job for job in JOBS if job[:2] in line and (" " not in job or job.split()[1][:12] in line)), "")
+    if "ipykernel_launcher" in line:
+        return "kernel"
+    return "driver" if any(mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake")) else ""
+
+
 def job_of(process: psutil.Process) -> str:
-    """Return the job that a process runs, or ``driver``; kernels belong to their job."""
+    """Return the job that a process works for, or ``driver``."""
     with suppress(psutil.NoSuchProcess):
-        for one in (process, process.parent()):
-            if one and "fpbench.cli notebook" in (line := words(one)):
-                return next(job for job in JOBS if all(word in line for word in job.split()))
+        part = part_of(process)
+        part = part_of(process.parent()) if part == "kernel" else part
+        return part if part in JOBS else "driver"
     return "driver"
 
 
@@ -202,7 +317,8 @@ def work_of(processes: list[psutil.Process]) -> dict[int, tuple[str, float]]:
     found = {}
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            found[process.pid] = (job_of(process), sum(process.cpu_times()[:2]))
+            if words(process):
+                found[process.pid] = (job_of(process), sum(process.cpu_times()[:2]))
     return found
 
 
@@ -306,31 +422,23 @@ class Fault:
         """Break it; say whether it could be."""
         if self.kind in DISKS:
             return self.fill() if self.kind == "disk-full" else self.freeze()
+        parts = [(one, part_of(one)) for one in living]
         if self.kind == "flip-checkpoint":
-            if not list(self.root.glob(FLIPS[self.kind][0])):
-                return False
-            marks = {"all": ""}
+            found = living if list(self.root.glob(FLIPS[self.kind][0])) else []
         else:
-            marks = {"kill-driver": "", "kill-job": "fpbench.cli notebook", "kill-kernel": "ipykernel_launcher"}
-        mark = marks.get(self.kind, "")
-        found = [one for one in living if mark and mark in words(one)]
-        if self.kind == "kill-driver":
-            drivers = [one for one in living if "fpbench.cli run" in words(one) or "-m snakemake" in words(one)]
-            found = drivers if self.rng.random() < 0.5 else [drivers[int(self.rng.integers(len(drivers)))]]
-        elif self.kind == "flip-checkpoint":
-            found = living
-        elif found:
-            found = [found[int(self.rng.integers(len(found)))]]
+            wanted = self.kind.removeprefix("kill-")
+            found = [one for one, part in parts if part == wanted or (wanted == "job" and part in JOBS)]
+            if found and (wanted != "driver" or self.rng.random() < 0.5):
+                found = [
+                    found[int(self.rng.integers(len(found)))]
+                ]  # of the drivers, Snakemake or what started it, or both
         for one in found:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
-        if found and self.kind != "flip-checkpoint":
-            self.seen.append("killed " + " and ".join(dict.fromkeys(self.role(one) for one in found)))
+        if found:
+            killed = "all" if self.kind == "flip-checkpoint" else f"{len(found)} {self.kind.removeprefix('kill-')}"
+            self.seen.append(f"killed {killed} of {len(living)} processes")
         return bool(found)
-
-    def role(self, process: psutil.Process) -> str:
-        """Return what a process that was just killed was."""
-        return {"kill-driver": "the driver", "kill-job": "the job", "kill-kernel": "the kernel"}[self.kind]
 
     def fill(self) -> bool:
         """Use up the disk."""
@@ -492,15 +600,23 @@ def main() -> None:
         "--tables", type=float, default=0.2, help="share of the faults whose second run goes up to Table 1"
     )
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no fault after that time")
+    parser.add_argument("--level", choices=["front", "library"], default="front")
     parser.add_argument("--work", type=Path, help="keeps the reference, for a later call")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     kinds, began = list(given.kinds), time.perf_counter()
+    if given.level == "library":
+        import torch
+
+        import fpbench.finetuning  # noqa: F401  so that the forked processes need not
+
+        torch.set_num_threads(1)
+        kinds = [kind for kind in kinds if kind not in ("kill-kernel", "flip-record")]
     if set(kinds) & set(DISKS) and not may_mount():
         print(f"skipped, since they need root and the right to mount: {', '.join(sorted(set(kinds) & set(DISKS)))}")
         kinds = [kind for kind in kinds if kind not in DISKS]
     with workplace(given.work) as work:
-        grid = Grid(work, f"trial{given.seed}")
+        grid = Grid(work, f"trial{given.seed}", given.level)
         took, rng, rows = grid.reference(), np.random.default_rng(given.seed), []
         print(f"the micro grid, whole: {took['seconds']:.0f} s; processor seconds of each job:")
         print(
@@ -525,7 +641,12 @@ def main() -> None:
         facts["versions"] = {
             name: version(name) for name in ("torch", "snakemake", "papermill", "ipykernel", "filelock")
         }
-        facts |= {"seed": given.seed, "minutes": round((time.perf_counter() - began) / 60, 1), "reference": took}
+        facts |= {
+            "level": given.level,
+            "seed": given.seed,
+            "minutes": round((time.perf_counter() - began) / 60, 1),
+            "reference": took,
+        }
         facts |= {"faults": len(rows), "recovered": good, "lost": len(rows) - good, "rows": rows}
         given.json.write_text(json.dumps(facts, indent=1) + "\n")
     raise SystemExit(int(good < len(rows)))

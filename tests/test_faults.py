@@ -1,0 +1,195 @@
+"""Six faults of ``benchmarks/faults.py``, each as small as it can be: what is broken is noticed, and ends with the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import start_pipeline
+from test_finetuning import SHORT, Trainer, run, state
+from test_pipeline import bench_of, hashes
+from typer.testing import CliRunner
+
+from fpbench import artifacts, cli, load_study, notebooks, paths, protocols, tables
+from fpbench.errors import InputError
+
+
+def flip(path, where=0.6, bit=4):
+    """Change one bit, at a share of the file's length."""
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 kB; returns its folder and a function that gives it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root and the right to mount a small disk")
+    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_the_next_run_goes_on(small_study, tmp_path, small_disk):
+    small_study.write_text(small_study.read_text().replace("[logistic, ridge, knn, sgd]", "[ridge, knn]"))
+    folder, resize = small_disk
+    whole = start_pipeline(small_study, tmp_path / "whole")
+    out, err = start_pipeline(small_study, folder).communicate(timeout=300)
+    assert "No space left on device" in err
+    assert not list(folder.rglob("*.tmp"))
+    resize("50m")
+    assert "done" in whole.communicate(timeout=300)[0]
+    out, err = start_pipeline(small_study, folder).communicate(timeout=300)
+    assert "done" in out, err
+    assert len(hashes(folder)) == 8
+    assert hashes(folder) == hashes(tmp_path / "whole")
+
+
+def test_two_runs_at_once_where_every_lock_is_granted_to_everyone(small_study, tmp_path, monkeypatch):
+    """As on some network file systems: work is done twice, and nothing else happens."""
+    small_study.write_text(small_study.read_text().replace("[logistic, ridge, knn, sgd]", "[ridge, knn]"))
+    (tmp_path / "shims").mkdir()
+    (tmp_path / "shims" / "sitecustomize.py").write_text("import fcntl\n\nfcntl.flock = lambda *_: None\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "shims"), str(paths.REPOSITORY)]))
+    monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "cache"))
+    runs = [start_pipeline(small_study, tmp_path / name) for name in ("one", "two", "two")]
+    for process in runs:
+        out, err = process.communicate(timeout=300)
+        assert "done" in out, err
+    assert len(hashes(tmp_path / "one")) == 8
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_flipped_bit_in_any_file_of_the_cache_is_never_read_as_good(small_study):
+    study, cache = load_study(small_study).begin(), paths.cache()
+    protocols.run_probe(bench_of(study), "ridge")
+    before, found = hashes(paths.results()), {}
+    files = [path for path in sorted(cache.rglob("*.*")) if not path.name.startswith(".")]
+    assert {path.parent.name for path in files} == {"scans", "images", "fingerprints", "embeddings"}
+    for folder in ("scans", "images", "fingerprints", "embeddings"):
+        for path in (cache / folder).glob("[!.]*.*"):
+            found[path] = path.read_bytes()
+            flip(path)
+    for path in (cache / "embeddings").glob("*"):
+        path.unlink()  # so that the pictures are read
+    for path in paths.results().rglob("ridge/*"):
+        path.unlink()
+    protocols.run_probe(bench_of(study), "ridge")
+    assert hashes(paths.results()) == before
+    for path, content in found.items():
+        assert path.suffix == ".json" or path.read_bytes() == content, path
+        assert path.suffix != ".json" or artifacts.read_json(path)
+    for path in (cache / "embeddings").glob("*.npy"):
+        flip(path)
+    for path in paths.results().rglob("ridge/*"):
+        path.unlink()
+    protocols.run_probe(bench_of(study), "ridge")
+    assert hashes(paths.results()) == before
+
+
+@pytest.mark.parametrize("where", [0.001, 0.2, 0.6, 0.999])
+def test_a_flipped_bit_in_a_checkpoint_costs_one_epoch(where, tmp_path, monkeypatch, capsys):
+    """Killed in the fourth epoch, the checkpoint of the third damaged: the second one's is taken."""
+    recipe, epochs, original = replace(SHORT, epochs=4), [], Trainer.train_epoch
+    whole, wanted, _ = run("resnet50", tmp_path, recipe=recipe, folder="whole")
+
+    def noted(trainer, *arguments):
+        epochs.append(trainer.state.epoch)
+        if epochs == [0, 1, 2, 3]:
+            raise KeyboardInterrupt
+        return original(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_epoch", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run("resnet50", tmp_path, recipe=recipe)
+    flip(tmp_path / "run" / "last.pt", where)
+    model, history, _ = run("resnet50", tmp_path, recipe=recipe)
+    assert epochs == [0, 1, 2, 3, 2, 3]
+    assert "damaged; going on from before.pt" in capsys.readouterr().out
+    assert history["loss"].equals(wanted["loss"])
+    assert all(torch.equal(value, state(model)[key]) for key, value in state(whole).items())
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "best.json",
+        "best.safetensors",
+        "history.csv",
+    ]
+    flip(tmp_path / "run" / "best.safetensors", where)
+    model, _, _ = run("resnet50", tmp_path, recipe=recipe)
+    assert epochs[6:] == [0, 1, 2, 3]  # nothing is left to go on from
+    assert all(torch.equal(value, state(model)[key]) for key, value in state(whole).items())
+
+
+def test_a_flipped_bit_in_what_a_finished_job_left_makes_that_job_run_again(small_study):
+    study = load_study(small_study).begin()
+    bench = bench_of(study)
+    bench.splits.save(study.folder / "splits.csv")
+    files = protocols.run_probe(bench, "knn")
+    protocols.conclude(study, "tiny", "probing", files)
+    tables.save(bench.splits.frame.head(), study, "table1", "A table")
+    job = study.folder / "predictions" / "tiny" / "probing.json"
+    splits, table = study.folder / "splits.csv", study.folder / "tables" / "table1.csv"
+    assert protocols.unsound(study) == []
+    rests = {path: [job] for path in (files[1], artifacts.sidecar(files[2]), job)}
+    rests |= {path: [splits] for path in (splits, artifacts.sidecar(splits))}
+    rests |= {path: [table] for path in (table, artifacts.sidecar(table))}
+    for path, again in rests.items():
+        for where in np.linspace(0, 0.999, 5):
+            flip(path, where)
+            assert protocols.unsound(study) == again, (path, where)
+            flip(path, where)
+    files[0].unlink()
+    assert protocols.unsound(study) == [job]
+
+
+DRIVER = """
+import subprocess, sys, os
+code = "import sys; from pathlib import Path; from fpbench import notebooks; notebooks.execute(Path(sys.argv[1]), Path(sys.argv[2]), {}, int(sys.argv[3]))"
+subprocess.run([sys.executable, "-c", code, sys.argv[1], sys.argv[2], str(os.getpid())])
+"""
+
+
+def test_nothing_outlives_a_killed_driver_and_the_notebook_it_left_is_whole(tmp_path):
+    import nbformat
+
+    lines = [
+        "pids = ''",
+        f"import os, time; open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')",
+    ]
+    cells = [nbformat.v4.new_code_cell(line) for line in (*lines, "time.sleep(60)")]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "in.ipynb"), str(tmp_path / "out" / "out.ipynb")]
+    driver, until = subprocess.Popen(command), time.monotonic() + 60
+    while not (tmp_path / "pids").is_file() or not (tmp_path / "pids").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    pids, until = [int(word) for word in (tmp_path / "pids").read_text().split()], time.monotonic() + 15
+    while any(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
+        assert time.monotonic() < until, "the job or its kernel goes on"
+        time.sleep(0.05)
+    assert json.loads((tmp_path / "out" / "out.ipynb").read_text())["cells"]
+    cells[2].source = "done = 1"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+    notebooks.execute(tmp_path / "in.ipynb", tmp_path / "out" / "out.ipynb", {})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["out.ipynb"]
+
+
+def test_a_second_driver_on_one_folder_is_told_so(small_study):
+    folder = load_study(small_study).folder
+    with artifacts.lock(folder / "run"):
+        done = CliRunner().invoke(cli.app, ["run", str(small_study)])
+    assert isinstance(done.exception, InputError)
+    assert f"another run is at work in {folder}" in str(done.exception)
