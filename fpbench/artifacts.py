@@ -6,6 +6,7 @@ both, so that a half-written or damaged file is rebuilt or refused, never believ
 (some network file systems grant every lock to everyone) two writers still end with one whole file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -54,6 +55,10 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         _fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:  # numpy's word for a short write
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

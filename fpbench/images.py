@@ -230,6 +230,9 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
 
     def build(path: Path) -> None:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # on a full disk an error here, not a crash (SIGBUS) when a page is written
+            with open(path, "rb+") as handle:
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
         def fill(row: int) -> None:
             picture = geometry(decode(files[row]))
