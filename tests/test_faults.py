@@ -45,9 +45,9 @@ def test_a_full_disk_is_an_error_and_the_next_run_goes_on(small_study, tmp_path,
     whole = start_pipeline(small_study, tmp_path / "whole")
     out, err = start_pipeline(small_study, folder).communicate(timeout=300)
     assert "No space left on device" in err  # and not a crash, when a page of the mapped array is written
-    with pytest.raises(OSError, match="No space left on device"), artifacts.atomic(folder / "x.npy") as temporary:
-        with open(temporary, "wb") as handle:
-            np.save(handle, np.zeros(100_000))
+    full = pytest.raises(OSError, match="No space left on device")
+    with full, artifacts.atomic(folder / "x.npy") as temporary, open(temporary, "wb") as handle:
+        np.save(handle, np.zeros(100_000))
     assert not list(folder.rglob("*.tmp"))
     resize("50m")
     assert "done" in whole.communicate(timeout=300)[0]
