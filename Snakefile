@@ -4,19 +4,25 @@ A job is stale when its ``key`` changes: cohort files, weights, study fields, co
 Modification times decide nothing.
 """
 
+import os
 import re
 import shlex
 import sys
+
+from ipykernel.parentpoller import ParentPollerUnix
 
 from fpbench.cohorts import SOURCES
 from fpbench.encoders.catalogue import CATALOGUE
 from fpbench.study import extension, load_study
 
+if os.getppid() == config.get("parent"):  # when `fpbench run` ends, so does this process, and its jobs
+    ParentPollerUnix(os.getppid()).start()
 STUDY = load_study(config["study"])
 OUT = STUDY.folder
 ENCODERS = [spec.name for spec in STUDY.encoders]
 PLAN = extension("tools/grid.py").announce(STUDY)  # name of an executed notebook -> key, needs (files)
-RUN = f"exec {shlex.quote(sys.executable)} -m fpbench.cli notebook"  # exec: no shell stands between it and a signal
+# `exec`: no shell stands between a job and a signal; `--parent`: a job ends with the driver
+RUN = f"exec {shlex.quote(sys.executable)} -m fpbench.cli notebook --parent {os.getpid()}"
 
 # What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
 # checkpoint in the next attempt. Override with Snakemake's own `--set-resources RULE:runtime=600` (minutes), `RULE:mem_mb=64000`.

@@ -6,6 +6,7 @@ both, so that a half-written or damaged file is rebuilt or refused, never believ
 (some network file systems grant every lock to everyone) two writers still end with one whole file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -54,19 +55,23 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         _fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:  # numpy's word for a short write
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _collect_orphans(path: Path) -> None:
-    """Delete temporaries of ``path`` that killed processes of this host left behind."""
-    for orphan in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.tmp"):
+    """Delete temporaries beside ``path`` that killed processes of this host left behind."""
+    for orphan in path.parent.glob(f".*.{socket.gethostname()}.*.tmp"):
         try:
             os.kill(int(orphan.name.split(".")[-3]), 0)  # asks whether the process lives
         except ProcessLookupError:
             orphan.unlink(missing_ok=True)
-        except PermissionError:
-            pass  # it lives, and is another user's
+        except (PermissionError, ValueError):
+            pass  # it lives, and is another user's; or it is no file of ours
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -111,16 +116,38 @@ def checked(path: Path) -> dict:
     return content
 
 
+def whole(path: Path) -> dict:
+    """Return what ``checked`` does, or nothing if the file is absent or cannot be trusted."""
+    with suppress(FileNotFoundError, InputError, KeyError):
+        return checked(path)
+    return {}
+
+
+def seal(path: Path) -> None:
+    """Append the SHA-256 of a file to it: for a file that must be whole by itself, without a sidecar."""
+    with open(path, "ab") as handle:
+        handle.write(bytes.fromhex(file_sha256(path)))
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a file is as ``seal`` left it."""
+    content = memoryview(path.read_bytes())
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
 def sidecar(path: Path) -> Path:
     """Return the path of a file's sidecar."""
     return path.with_suffix(".json")
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock of ``path`` against other processes; the system frees it when the holder dies."""
+def lock(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock of ``path`` against other processes; the system frees it when the holder dies.
+
+    Raises filelock.Timeout if it is not free within ``timeout`` seconds (default: waits for ever).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout):
         yield
 
 
@@ -151,9 +178,7 @@ def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.n
 
 
 def _open(path: Path) -> np.ndarray | None:
-    with suppress(FileNotFoundError, InputError):
-        checked(path)
-        return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r") if whole(path) else None
 
 
 @cache

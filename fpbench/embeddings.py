@@ -101,7 +101,10 @@ def _generation(encoder: Encoder) -> str:
     """
     path = paths.cache() / "fingerprints" / f"{artifacts.digest(encoder.identity())[:32]}.json"
     with artifacts.lock(path):
-        seen = artifacts.read_json(path)["seen"] if path.exists() else []
+        try:
+            seen = artifacts.read_json(path)["seen"]
+        except (FileNotFoundError, InputError):  # damaged: on record anew
+            seen = []
         for known in seen:
             if same(known, encoder.fingerprint):
                 return known["digest"]

@@ -6,11 +6,13 @@ validation rows; test rows never come here.
 """
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -155,6 +157,7 @@ class Trainer:
         self.model, self.part, self.recipe, self.rate, self.seed = model, part, recipe, rate, seed
         self.folder, self.key, self.title = folder, key, title
         self.device, self.state = model.encoder.device, State()
+        self.best: dict[str, Tensor] = {}  # what ``model.changing`` was after the best epoch
         self.steps = math.ceil(len(part.train) / recipe.batch)  # of an epoch
         self.optimiser = torch.optim.AdamW(rate_groups(model, recipe, rate), fused=True)
         self.forward = torch.compile(model) if recipe.compile else model
@@ -175,7 +178,7 @@ class Trainer:
                 score = validate(predict(self.model, self.part.pictures, self.part.validation), self.part)
                 state.close_epoch({"rate": self.rate, **score, "images/s": speed})
                 if state.best == state.epoch - 1:
-                    self.save_best()
+                    self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.changing().items()}
                 self.save()
                 progress.set_postfix({"val F1": f"{score['macro F1']:.3f}"})
         return self.finish()
@@ -242,38 +245,40 @@ class Trainer:
             self.state.losses.append(value)
 
     def save(self) -> None:
-        """Write the checkpoint from which ``resume`` goes on."""
+        """Write the checkpoint from which ``resume`` goes on: one file, the best epoch in it; the one before stays beside it."""
         state = {"key": self.key, "state": asdict(self.state), "optimiser": self.optimiser.state_dict()}
         with artifacts.atomic(self.folder / "last.pt") as path:
-            torch.save({**state, "model": self.model.changing()}, path)
+            torch.save({**state, "model": self.model.changing(), "best": self.best}, path)
+            artifacts.seal(path)
+            with suppress(FileNotFoundError):
+                os.replace(self.folder / "last.pt", self.folder / "before.pt")
 
     def resume(self) -> None:
-        """Go on from the checkpoint if there is one; InputError if it belongs to another configuration."""
-        path = self.folder / "last.pt"
-        if not path.is_file():
+        """Go on from the newest whole checkpoint if there is one; InputError if it belongs to another configuration."""
+        there = [path for path in (self.folder / "last.pt", self.folder / "before.pt") if path.is_file()]
+        whole = [path for path in there if artifacts.is_sealed(path)]
+        if whole != there:
+            print(f"{self.title}: a checkpoint is damaged; going on from {whole[0].name if whole else 'the start'}")
+        if not whole:
             return
-        content = checkpoint.load(path, mapped=False)
+        content = checkpoint.load(whole[0], mapped=False)
         if not isinstance(content, dict) or content.get("key") != self.key:
-            raise InputError(f"{path} is the checkpoint of another configuration: move it away, or undo the change")
+            raise InputError(f"{whole[0]} is the checkpoint of another configuration: move it away, or undo the change")
         self.model.load(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
-        self.state = State(**content["state"])
-
-    def save_best(self) -> None:
-        """Write what training may change, as it is now."""
-        with artifacts.atomic(self.folder / "best.safetensors") as path:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.changing().items()}, path
-            )
+        self.state, self.best = State(**content["state"]), content["best"]
 
     def finish(self) -> tuple[pd.DataFrame, int]:
-        """Mark the run as ended and load its best epoch."""
+        """Write the best epoch, mark the run as ended, and load it."""
         history, best = pd.DataFrame(self.state.history), self.state.best
+        with artifacts.atomic(self.folder / "best.safetensors") as path:
+            save_file({name: tensor.contiguous() for name, tensor in self.best.items()}, path)
         with artifacts.atomic(self.folder / "history.csv") as path:
             history.to_csv(path, index=False)
         about = {"key": self.key, "history": self.state.history, "best": best, "micro": self.model.micro}
         artifacts.commit(self.folder / "best.safetensors", about)
-        (self.folder / "last.pt").unlink(missing_ok=True)
+        for name in ("last.pt", "before.pt"):
+            (self.folder / name).unlink(missing_ok=True)
         restore(self.model, self.folder)
         return history, best
 
@@ -288,7 +293,7 @@ def finetune(
     model
         Takes ``model.micro`` images per forward pass; the gradient is that of ``recipe.batch`` images whatever that number is.
     folder
-        Keeps ``last.pt`` while running, ``best.safetensors`` and ``history.csv``.
+        Keeps ``last.pt`` and ``before.pt`` while running; ``best.safetensors`` and ``history.csv``.
     key
         Digest of everything that the run depends on.
 
@@ -305,10 +310,7 @@ def finetune(
     InputError
         The checkpoint in ``folder`` belongs to another configuration.
     """
-    try:
-        about = artifacts.checked(folder / "best.safetensors")
-    except (FileNotFoundError, InputError):
-        about = {}
+    about = artifacts.whole(folder / "best.safetensors")
     if about.get("key") == key:
         restore(model, folder)
         return pd.DataFrame(about["history"]), about["best"]
@@ -316,7 +318,8 @@ def finetune(
 
 
 def restore(model: Classifier, folder: Path) -> Classifier:
-    """Load the best epoch of a finished run into a fresh model; returns it."""
+    """Load the best epoch of a finished run into a fresh model; returns it. InputError if its file is damaged."""
+    artifacts.checked(folder / "best.safetensors")
     model.load(load_file(folder / "best.safetensors", str(model.encoder.device)))
     return model
 

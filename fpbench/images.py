@@ -185,11 +185,9 @@ def scan(files: Sequence[Path]) -> pd.DataFrame:
     """
     sums = _parallel(artifacts.file_sha256, files, "hashing files")
     path = paths.cache() / "scans" / f"{artifacts.digest([VERSION, sums])[:32]}.parquet"
-    try:
-        artifacts.checked(path)
+    if artifacts.whole(path):
         return pd.read_parquet(path)
-    except (FileNotFoundError, InputError):
-        rows = _parallel(_look, files, "looking at pictures")
+    rows = _parallel(_look, files, "looking at pictures")
     frame = pd.DataFrame(rows, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
     frame.insert(0, "sha256", sums)
     with artifacts.atomic(path) as temporary:
@@ -232,6 +230,9 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
 
     def build(path: Path) -> None:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # on a full disk an error here, not a crash (SIGBUS) when a page is written
+            with open(path, "rb+") as handle:
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
         def fill(row: int) -> None:
             picture = geometry(decode(files[row]))

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from fpbench import paths
+from fpbench import artifacts, paths
 from fpbench.errors import InputError, MissingError
 from fpbench.study import load_study, plain_yaml
 
@@ -24,8 +24,11 @@ COMPUTING = ("03", "04", "05", "08", "09")  # the notebooks that load an encoder
 GRACE = 600  # seconds for a kernel to save its checkpoint; a scheduler's own patience is shorter
 
 
-def execute(source: Path, output: Path, parameters: dict) -> None:
+def execute(source: Path, output: Path, parameters: dict, parent: int = 0) -> None:
     """Execute a notebook and keep the executed copy, also when it fails.
+
+    Given the process id of a ``parent``, this process ends when that one does, as the kernel does when this one ends: after a
+    kill nothing goes on computing.
 
     Raises
     ------
@@ -39,7 +42,15 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     # jsonschema would compile a grammar of web addresses: 2 s for nothing
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
+    from ipykernel.parentpoller import ParentPollerUnix
     from traitlets.config import Config
+
+    class Whole(papermill.iorw.LocalHandler):
+        """Papermill saves after every cell: so that what is seen meanwhile, or left by a kill, is a whole notebook."""
+
+        def write(self, buf: str, path: str) -> None:
+            with artifacts.atomic(Path(path)) as temporary:
+                temporary.write_text(buf, encoding="utf-8")
 
     if not source.is_file():
         raise MissingError(f"expected a notebook at {source}, found nothing")
@@ -49,7 +60,11 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     for name, value in parameters.items():
         if isinstance(value, str) and known[name]["default"][:1] not in ("'", '"'):  # a text for a text stays as it is
             parameters = {**parameters, name: plain_yaml(value, f"{source.name}: {name}")}
+    output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.iorw.papermill_io.register("/", Whole())
+    if parent:
+        ParentPollerUnix(parent).start()
     device = load_study(parameters.get("study", "demo")).device if source.name.startswith(COMPUTING) else "cpu"
     with ExitStack() as stack:
         if device in ("auto", "cuda") and (names := devices()):

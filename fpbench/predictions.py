@@ -63,10 +63,7 @@ def write(path: Path, frame: pd.DataFrame, task: Task, about: dict) -> None:
 
 def is_current(path: Path, key: str) -> bool:
     """Return whether a whole, undamaged predictions file of this very run is there."""
-    try:
-        return artifacts.checked(path)["key"] == key
-    except (FileNotFoundError, InputError, KeyError):
-        return False
+    return artifacts.whole(path).get("key") == key
 
 
 def read(files: Iterable[Path], task: Task) -> pd.DataFrame:

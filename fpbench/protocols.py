@@ -225,7 +225,11 @@ def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[P
 
     key, failed = tuning_key(bench, mode), {}
     files = [bench.study.predictions(bench.encoder, mode, fold) for fold in folds or range(bench.splits.folds)]
-    todo = [path for path in files if not predictions.is_current(path, key)]
+    todo = [
+        path
+        for path in files
+        if not (predictions.is_current(path, key) and artifacts.whole(_weights(bench, mode, path)))
+    ]
     pictures = {
         c.name: finetuning.Pictures(c.array(bench.model.geometry), bench.model.device) for c in bench.cohorts if todo
     }
@@ -296,12 +300,18 @@ def learning_part(bench: Bench, fold: Fold, pictures: "Pictures") -> "Part":
     return Part(pictures, bench.labels, names, fold.train, fold.validation)
 
 
+def _weights(bench: Bench, mode: str, path: Path) -> Path:
+    """Return where the weights behind a predictions file of ``run_finetuning`` lie."""
+    rate, fold = artifacts.checked(path)["chosen"]["strength"], int(path.stem.removeprefix("fold"))
+    return run_folder(bench, mode, tuning_key(bench, mode), fold, rate) / "best.safetensors"
+
+
 def tuned(bench: Bench, mode: str, fold: int) -> "Classifier":
     """Return the model behind a predictions file of ``run_finetuning``."""
     from fpbench.finetuning import restore
 
-    chosen = artifacts.checked(bench.study.predictions(bench.encoder, mode, fold))["chosen"]
-    return restore(classifier(bench, mode), run_folder(bench, mode, tuning_key(bench, mode), fold, chosen["strength"]))
+    weights = _weights(bench, mode, bench.study.predictions(bench.encoder, mode, fold))
+    return restore(classifier(bench, mode), weights.parent)
 
 
 def movements(bench: Bench, mode: str, files: list[Path]) -> pd.DataFrame:
@@ -330,8 +340,9 @@ def histories(bench: Bench, mode: str) -> pd.DataFrame:
     """Return the training histories of all runs of a mode: columns fold, rate, epoch, loss, macro F1, NLL."""
     folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(bench, mode)[:12]
     tables = []
-    for path in sorted(folder.glob("fold*/rate*/history.csv")):
-        tables.append(pd.read_csv(path).assign(fold=int(path.parent.parent.name.removeprefix("fold"))))
+    for path in sorted(folder.glob("fold*/rate*/best.json")):
+        history = pd.DataFrame(artifacts.read_json(path)["history"])
+        tables.append(history.assign(fold=int(path.parent.parent.name.removeprefix("fold"))))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -176,10 +176,10 @@ def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataF
         "tex": f"{style.to_latex(hrules=True, caption=_latex(note))}% {stamp}\n",
         "html": f"<figure>{html}<figcaption>{note}</figcaption></figure>\n<!-- {stamp} -->\n",
     }
-    artifacts.write_json(folder / f"{name}.json", {"caption": caption, "label": study.label, "stamp": stamp})
     for suffix, text in texts.items():
         with artifacts.atomic(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(text)
+    artifacts.commit(folder / f"{name}.csv", {"caption": caption, "label": study.label, "stamp": stamp})
     return table
 
 

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -241,7 +242,15 @@ def run(
     only = [study.encoder_spec(name).name for name in only]
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.REPOSITORY / "Snakefile")
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(study.folder)]
-    command += ["--config", f"study={location}", "--cores", str(workers * study.threads), "--rerun-triggers", "params"]
+    command += [
+        "--config",
+        f"study={json.dumps(str(location))}",
+        f"parent={os.getpid()}",
+        "--cores",
+        str(workers * study.threads),
+        "--rerun-triggers",
+        "params",
+    ]
     command += ["--rerun-incomplete", "--keep-going", "--nolock", *extra]
     with nullcontext() if dry else alone(study.folder) as handle:
         holes = study.folder / "holes.json"
@@ -298,7 +307,7 @@ def _snakemake(study: Study, command: list[str], plan: dict[str, Job], wanted: s
     forced = [str(plan[name].output) for name in stale(plan) if name in wanted and plan[name].output.exists()]
     targets = [] if "report" in wanted else [str(plan[name].output) for name in plan if name in wanted]
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
-    print(" ".join(command), flush=True)
+    print(shlex.join(command), flush=True)
     return subprocess.run(command, check=False, text=True, **options)
 
 
