@@ -49,6 +49,26 @@ def pinned(threads: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def device():
+    """Return the GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    """Let the GPU finish."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def clock() -> Callable[[], float]:
+    """Return the clock for work on ``device()``: CPU seconds, or wall seconds where a GPU works."""
+    return time.perf_counter if device().type == "cuda" else time.process_time
+
+
 def seconds(call: Callable, clock: Callable[[], float] = time.process_time) -> float:
     """Return the seconds of one call."""
     start = clock()

@@ -62,7 +62,9 @@ def main() -> None:
     theirs, scaled, unit = args.loader / cpu["theirs"], f"{args.loader} of {args.images:,}", "images per core-second"
     found = [
         entry("epoch", f"uint8, against {what}", unit, rate["ours"], theirs, rate=True, scaled=scaled),
-        entry("epoch_float", "normalised to float RGB on this CPU", unit, rate["float"], theirs, rate=True, scaled=scaled),
+        entry(
+            "epoch_float", "normalised to float RGB on this CPU", unit, rate["float"], theirs, rate=True, scaled=scaled
+        ),
     ]
     save("epoch", args, found)
 
