@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import make_interp_spline
 from scipy.special import logsumexp
 
 from fpbench.errors import InputError
@@ -293,6 +292,8 @@ def _certify(Xs: np.ndarray, Y: np.ndarray, V: np.ndarray, b: np.ndarray, lam: n
 
 def _coarse_to_fine(problem: "_Problem", W: np.ndarray, lam: np.ndarray, steps: np.ndarray) -> list[np.ndarray]:
     """Minimise every STRIDE-th head from W, and the others from a cubic spline through those in log C."""
+    from scipy.interpolate import make_interp_spline  # a slow import, which ``doctor`` need not wait for
+
     x, every = -np.log(lam), np.arange(len(lam))
     first = every[:: STRIDE if len(x) > 2 * STRIDE and np.diff(x).max() <= DENSE * np.log(10) else 1]
     first = np.union1d(first, every[-1])

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from fpbench import artifacts
 from fpbench.cohorts import Cohort
@@ -105,6 +104,8 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
 
 
 def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second, which ``doctor`` need not wait for
+
     labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
     per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}
     few = ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds)
