@@ -5,7 +5,8 @@
 The real loop (``Trainer.train_epoch``) fetches uint8 pictures, augments and standardises them; the synthetic step repeats one ready
 float batch, with the same optimiser, precision and accumulation. Both run alternately; medians count; CPU seconds on a CPU. With
 ``--peak`` (TFLOP/s that the device can do in the precision used) the model FLOP utilisation is told. Hours are those of the whole
-grid of ``studies/paper.yaml`` (5,703 training images, every epoch run), scaled from the measured rate.
+grid of ``studies/paper.yaml`` (5,703 training images, every epoch run), scaled from the measured rate; beside them those that the
+dry run predicts from one picture (wall, so comparable only where nothing else runs).
 """
 
 import tempfile
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from fpbench import load_study
 from fpbench.adaptation import rate_groups
 from fpbench.encoders import load_encoder
-from fpbench.finetuning import Classifier, Part, Pictures, Trainer, interruptible
+from fpbench.finetuning import Classifier, Part, Pictures, Trainer, estimate, interruptible
 from fpbench.inspection import peak, reset_peak
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
@@ -114,6 +115,8 @@ def measure(name: str, images: int, batch: int, micro: int, repeats: int, top: f
     work = flops(name, recipe)
     more = {"TFLOP/s": work * rate / 1e12, "peak GiB": memory}
     more |= {"hours of the grid": runs * paper.recipe.epochs * TRAINING / rate / 3600}
+    dry_run = estimate(loop.trainer.model, paper.recipe, TRAINING, runs)
+    more |= {"hours of the grid by the dry run (wall)": dry_run["hours"]}
     more |= {"MFU": work * rate / 1e12 / top} if top else {}
     where, unit = ("_gpu", "images/s") if device().type == "cuda" else ("", "images per CPU second")
     case = f"{name}, {images} pictures, batch {batch}, {device().type}"

@@ -102,7 +102,8 @@ def main() -> None:
         one = names[-2] if len(names) > 1 else names[0]
         rows["augment"] = augment.measure(one, 4 if args.tiny else 64, args.repeats)
         hours = sum(one["hours of the grid"] for one in rows["finetune"] if "hours of the grid" in one)
-        print(f"predicted hours of fine-tuning in studies/paper.yaml on this device: {hours:.3g}")
+        if not args.tiny:
+            print(f"predicted hours of fine-tuning in studies/paper.yaml on this device: {hours:.3g}")
         for row, entries in rows.items():
             args.out = args.out_folder / f"{row}.json"
             save(row, args, entries, **({"hours of studies/paper.yaml": hours} if row == "finetune" else {}))

@@ -73,7 +73,11 @@ def section(name: str, row: dict, entries: list[dict]) -> list[str]:
         if key not in filled:
             lines.append(f"| `{key}` | | - | - | - | {words(goal)} | {missing(key)} | | |")
     missed = {one["key"] for one in entries if one["key"] in goals and not met(goals[one["key"]], one["value"])}
-    lines += ["", *(f"- Missed, `{key}`: {row['reasons'].get(key, UNKNOWN)}" for key in goals if key in missed)] if missed else []
+    lines += (
+        ["", *(f"- Missed, `{key}`: {row['reasons'].get(key, UNKNOWN)}" for key in goals if key in missed)]
+        if missed
+        else []
+    )
     lines += ["", row["note"]] if "note" in row else []
     return [*lines, ""]
 
