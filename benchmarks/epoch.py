@@ -65,17 +65,17 @@ def main() -> None:
         array[:] = rng.integers(0, 256, array.shape, np.uint8)
         pictures = Pictures(np.load(folder / "cache.npy", mmap_mode="r"), torch.device("cpu"))
 
-        def read(use=lambda batch: None) -> None:
-            order = rng.permutation(args.images)
-            for batch in pictures.batches([order[start : start + BATCH] for start in range(0, args.images, BATCH)]):
+        def read(use=lambda batch: None, count: int = args.images) -> None:
+            order = rng.permutation(args.images)[:count]
+            for batch in pictures.batches([order[start : start + BATCH] for start in range(0, count, BATCH)]):
                 use(batch)
 
         loaders = [DataLoader(Files(f, args.loader), BATCH, shuffle=True) for f in (enlarged(files, folder), files)]
-        calls = {"ours": read, "float": lambda: read(encoder.normalise)}
+        calls = {"ours": read, "float": lambda: read(encoder.normalise, args.loader)}
         calls |= {"full": lambda: [None for _ in loaders[0]], "half": lambda: [None for _ in loaders[1]]}
         read()
         cpu = medians(alternate(calls, args.repeats))
-    ours, raw = args.images / cpu["ours"], args.images / cpu["float"]
+    ours, raw = args.images / cpu["ours"], args.loader / cpu["float"]
     full, half = (args.loader / cpu[name] for name in ("full", "half"))
     more = {"rate": True, "scaled": f"{args.loader} of {args.images:,}"}
     unit = "images per core-second"
