@@ -70,15 +70,23 @@ def measure(size: int, batch: int, repeats: int, bf16: bool = False) -> list[dic
     step = medians(alternate({n: lambda m=m: both(m, x, bf16) for n, m in modules.items()}, repeats, clock()))
     only = medians(alternate({n: lambda m=m: infer(m) for n, m in modules.items()}, repeats, clock()))
     case = f"{size} px, batch {batch}, {'bf16' if bf16 else 'float32'}, {kind.type}"
-    where = "_gpu" if kind.type == "cuda" else ""
-    unit = "s" if where else "CPU s"
+    where = ("" if size == 1024 else f"_{size}") + ("_gpu" if kind.type == "cuda" else "")
+    unit = "s" if kind.type == "cuda" else "CPU s"
     found = [
         entry(f"attention_memory{where}", f"peak memory of a step, {case}", "MiB", memory["ours"], memory["timm"]),
         entry(f"attention_step{where}", f"forward and backward, {case}", unit, step["ours"], step["timm"]),
         entry(f"attention_forward{where}", f"forward, no gradients, {case}", unit, only["ours"], only["timm"]),
     ]
     if not bf16:
-        found += [entry("attention_error", f"outputs and gradients, {case}", "relative", error, value=error)]
+        found += [
+            entry(
+                f"attention_error{where.removesuffix('_gpu')}",
+                f"outputs and gradients, {case}",
+                "relative",
+                error,
+                value=error,
+            )
+        ]
     return found
 
 
