@@ -1,6 +1,6 @@
 """Group bootstrap of macro F1: fpbench.statistics against a loop over scikit-learn, on the same resamples.
 
-    python benchmarks/bootstrap.py [--images 5271] [--groups 896] [--resamples 10000] [--loop 50] [--out PATH]
+    python benchmarks/bootstrap.py [--images 5271] [--groups 896] [--resamples 10000] [--loop 50]
 
 Ours: all resamples, drawing included, of one encoder with five fold models. scikit-learn: for the first resamples of
 the same stream, ``f1_score`` on the drawn images of each fold model, images looked up beforehand (not timed), scaled to
@@ -8,16 +8,13 @@ all. The values must be equal. One BLAS thread, time.process_time, the median of
 two protocols with every default metric, and the peak of the memory that this allocates.
 """
 
-import argparse
-import json
 import time
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import entry, parser, pinned, save
 from sklearn.metrics import f1_score
-from threadpoolctl import threadpool_limits
 
 from fpbench import statistics
 
@@ -62,22 +59,15 @@ def loop(rows: pd.DataFrame, logits: np.ndarray, weights: np.ndarray) -> tuple[l
 
 def main() -> None:
     """Parse the options, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (
-        ("images", 5271),
-        ("groups", 896),
-        ("folds", 5),
-        ("resamples", 10_000),
-        ("loop", 50),
-        ("repeats", 3),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", type=Path, help="write the figures here")
-    args = parser.parse_args()
+    made = parser(__doc__, "bootstrap")
+    defaults = {"images": 5271, "groups": 896, "folds": 5, "resamples": 10_000, "loop": 50}
+    for name, default in defaults.items():
+        made.add_argument(f"--{name}", type=int, default=default)
+    args = made.parse_args()
     rows, logits = predictions(args.images, args.groups, args.folds, 14)
     one, all_models = sample_of(rows, logits[:1]), sample_of(rows, logits)
     headline = [statistics.NAMES[0]]
-    with threadpool_limits(1):
+    with pinned(args.threads):
         times = []
         for _ in range(args.repeats):
             start = time.process_time()
@@ -91,20 +81,19 @@ def main() -> None:
         tracemalloc.start()
         statistics.bootstrap(all_models, resamples=min(args.resamples, 2 * statistics.BLOCK))
         peak = tracemalloc.get_traced_memory()[1] / 2**20
-    result = {name: value for name, value in vars(args).items() if name != "out"} | {
-        "largest_difference": float(np.abs(boot.draws[headline[0]][: args.loop, 0] - values).max()),
-        "fpbench_s": float(np.median(times)),
-        "loop_scaled_s": spent * args.resamples / args.loop,
-        "seven_encoders_two_protocols_s": whole,
-        "peak_mib": peak,
-    }
-    result["ratio"] = result["loop_scaled_s"] / result["fpbench_s"]
-    if not result["largest_difference"] < 1e-12:
-        raise SystemExit(f"values differ by {result['largest_difference']}: the times compare nothing")
-    for name, value in result.items():
-        print(f"{name:>32}: {value}")
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    difference = float(np.abs(boot.draws[headline[0]][: args.loop, 0] - values).max())
+    if not difference < 1e-12:
+        raise SystemExit(f"values differ by {difference}: the times compare nothing")
+    case = f"macro F1 of one encoder, {args.resamples:,} resamples, {args.images:,} images, {args.folds} folds"
+    scaled, theirs = f"{args.loop} of {args.resamples:,}", spent * args.resamples / args.loop
+    facts = {"seven encoders, two protocols, all metrics, CPU s": whole, "peak MiB": peak}
+    found = [
+        entry("bootstrap", case, "CPU s", float(np.median(times)), theirs, scaled=scaled, **facts),
+        entry(
+            "bootstrap_equal", "largest difference of values", "macro F1", difference, value=difference, scaled=scaled
+        ),
+    ]
+    save("bootstrap", args, found)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,28 @@
-"""Fine-tuning: images per second of the real loop over those of the same step on one synthetic batch that stays on the device.
+"""Fine-tuning: the real loop against the same step on one synthetic batch that stays on the device.
 
-    python benchmarks/finetune.py [--encoders resnet50 ...] [--images 256] [--batch 32] [--micro 32] [--peak 790] [--out FILE]
+    python benchmarks/finetune.py [--encoders resnet50 ...] [--images 64] [--batch 32] [--micro 32] [--peak 790]
 
-The real loop fetches uint8 pictures, augments and standardises them; the synthetic step repeats one ready float batch, with the
-same optimiser, precision and accumulation. Both are run in turn, three times; medians are printed. With ``--peak`` (TFLOP/s that
-the device can do in the precision used) the model FLOP utilisation is printed. Hours are those of one epoch of the paper's
-official split (5,703 training images), scaled from the measured rate, and of its whole grid.
+The real loop (``Trainer.train_epoch``) fetches uint8 pictures, augments and standardises them; the synthetic step repeats one ready
+float batch, with the same optimiser, precision and accumulation. Both run alternately; medians count; CPU seconds on a CPU. With
+``--peak`` (TFLOP/s that the device can do in the precision used) the model FLOP utilisation is told. Hours are those of the whole
+grid of ``studies/paper.yaml`` (5,703 training images, every epoch run), scaled from the measured rate; beside them those that the
+dry run predicts from one picture (wall, so comparable only where nothing else runs).
 """
 
-import argparse
-import json
-import platform
-import statistics
 import tempfile
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import alternate, clock, device, entry, medians, parser, pinned, save, wait
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from fpbench import load_study
 from fpbench.adaptation import rate_groups
 from fpbench.encoders import load_encoder
-from fpbench.finetuning import Classifier, Part, Pictures, finetune
+from fpbench.finetuning import Classifier, Part, Pictures, Trainer, estimate, interruptible
 from fpbench.inspection import peak, reset_peak
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
@@ -33,56 +30,54 @@ from fpbench.study import EncoderSpec
 TRAINING = 5_703  # images of the official split that train one fold
 
 
-def model_of(name: str, micro: int, device: str, recipe: Recipe) -> Classifier:
+def model_of(name: str, micro: int, recipe: Recipe) -> Classifier:
     """Return a classifier with random weights."""
     spec = EncoderSpec(name, name, weights="random", batch_size=micro, checkpointing=name == "ultrasam")
-    return Classifier(load_encoder(name, "random").to(device), 6, recipe, "full", spec)
+    return Classifier(load_encoder(name, "random").to(device().type), 6, recipe, "full", spec)
 
 
-def real(name: str, images: int, micro: int, device: str, recipe: Recipe) -> float:
-    """Return images per second of one epoch of the real loop, validation not counted."""
-    model, rng = model_of(name, micro, device, recipe), np.random.default_rng(0)
-    size = model.encoder.geometry.size
-    pictures = Pictures(rng.integers(0, 256, (images, size, size), np.uint8), model.encoder.device)
-    labels, names = rng.integers(0, 6, images), np.arange(images).astype(str)
-    part = Part(pictures, labels, names, np.arange(images), np.arange(2))
-    with tempfile.TemporaryDirectory() as folder:
-        history, _ = finetune(model, part, recipe, 1e-4, Path(folder), "k", 0, name)
-    return float(history["images/s"].iloc[-1])
+class Loop:
+    """The real loop; a call trains one more epoch, without validation."""
+
+    def __init__(self, name: str, images: int, micro: int, recipe: Recipe, folder: Path) -> None:
+        model, rng = model_of(name, micro, recipe), np.random.default_rng(0)
+        size = model.encoder.geometry.size
+        pictures = Pictures(rng.integers(0, 256, (images, size, size), np.uint8), model.encoder.device)
+        labels, names, rows = rng.integers(0, 6, images), np.arange(images).astype(str), np.arange(images)
+        part = Part(pictures, labels, names, rows, rows[:2])
+        self.trainer = Trainer(model, part, recipe, 1e-4, folder, "k", 0, name)
+
+    def __call__(self) -> None:
+        """Train an epoch."""
+        self.trainer.state.step = 0
+        with interruptible() as stop, tqdm(disable=True) as progress:
+            self.trainer.train_epoch(stop, progress)
+        wait()
 
 
-def synthetic(name: str, images: int, micro: int, device: str, recipe: Recipe) -> float:
-    """Return images per second of the same step on one batch."""
-    model = model_of(name, micro, device, recipe).train()
-    size, kind = model.encoder.geometry.size, model.encoder.device
-    optimiser = torch.optim.AdamW(rate_groups(model, recipe, 1e-4), fused=True)
-    x, y = torch.randn(micro, 3, size, size, device=kind), torch.zeros(micro, dtype=torch.long, device=kind)
-    for path in model.paths:
-        path.coins = torch.rand(micro, len(model.paths), device=kind)
+class Step:
+    """The same step on one batch of noise; a call makes one."""
 
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        for _ in range(recipe.batch // micro):
-            with model.encoder.autocast(model.bf16):
-                logits = model(x)
-            functional.cross_entropy(logits.float(), y, label_smoothing=recipe.smoothing).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
+    def __init__(self, name: str, batch: int, micro: int, recipe: Recipe, autocast: bool = True) -> None:
+        self.model, self.recipe, self.pieces = model_of(name, micro, recipe).train(), recipe, batch // micro
+        self.model.bf16 = self.model.bf16 and autocast
+        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        size, kind = self.model.encoder.geometry.size, device()
+        self.optimiser = torch.optim.AdamW(rate_groups(self.model, recipe, 1e-4), fused=True)
+        self.x = torch.randn(micro, 3, size, size, device=kind)
+        self.y = torch.zeros(micro, dtype=torch.long, device=kind)
+        for path in self.model.paths:
+            path.coins = torch.rand(micro, len(self.model.paths), device=kind)
 
-    steps = max(1, images // recipe.batch)
-    step()
-    wait(kind)
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait(kind)
-    return steps * recipe.batch / (time.perf_counter() - start)
-
-
-def wait(device: torch.device) -> None:
-    """Let the device finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def __call__(self) -> None:
+        """Make a step."""
+        self.optimiser.zero_grad(set_to_none=True)
+        for _ in range(self.pieces):
+            with self.model.encoder.autocast(self.model.bf16):
+                logits = self.forward(self.x)
+            functional.cross_entropy(logits.float(), self.y, label_smoothing=self.recipe.smoothing).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimiser.step()
 
 
 def flops(name: str, recipe: Recipe) -> float:
@@ -97,45 +92,49 @@ def flops(name: str, recipe: Recipe) -> float:
     return float(counter.get_total_flops())
 
 
+def measure(name: str, images: int, batch: int, micro: int, repeats: int, top: float = 0.0, **recipe) -> dict:
+    """Return the case of one encoder."""
+    recipe = Recipe(epochs=10_000, batch=batch, rates=[1e-4], **recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        loop, step = Loop(name, images, micro, recipe, Path(folder)), Step(name, batch, micro, recipe)
+        encoder, steps = loop.trainer.model.encoder, -(-images // batch)
+
+        def bare() -> None:
+            for _ in range(steps):
+                step()
+            wait()
+
+        step()
+        reset_peak(encoder)
+        before = peak(encoder)
+        loop()
+        memory = (peak(encoder) - before) / 2**30
+        spent = medians(alternate({"loop": loop, "bare": bare}, repeats, clock()))
+    rate, bare_rate, paper = images / spent["loop"], steps * batch / spent["bare"], load_study("paper")
+    runs = len(paper.recipe.rates) + paper.folds - 1
+    work = flops(name, recipe)
+    more = {"TFLOP/s": work * rate / 1e12, "peak GiB": memory}
+    more |= {"hours of the grid": runs * paper.recipe.epochs * TRAINING / rate / 3600}
+    dry_run = estimate(loop.trainer.model, paper.recipe, TRAINING, runs)
+    more |= {"hours of the grid by the dry run (wall)": dry_run["hours"]}
+    more |= {"MFU": work * rate / 1e12 / top} if top else {}
+    where, unit = ("_gpu", "images/s") if device().type == "cuda" else ("", "images per CPU second")
+    case = f"{name}, {images} pictures, batch {batch}, {device().type}"
+    return entry(f"finetune{where}", case, unit, rate, bare_rate, rate=True, **more)
+
+
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoders", nargs="+", default=["resnet50"])
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--micro", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peak", type=float, default=0.0)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = Recipe(epochs=2, patience=9, batch=given.batch, rates=[1e-4])
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {given.threads} thread"
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}, torch {torch.__version__}")
-    paper, rows = load_study("paper"), []
-    for name in given.encoders:
-        setting = (name, given.images, given.micro, device, recipe)
-        pairs = []
-        for _ in range(3):
-            encoder = load_encoder(name, "random").to(device)
-            reset_peak(encoder)
-            before = peak(encoder)
-            pairs.append((real(*setting), synthetic(*setting)))
-            memory = (peak(encoder) - before) / 2**30
-        rate, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
-        work = flops(name, recipe)
-        runs = len(paper.recipe.rates) + paper.folds - 1
-        row = {"encoder": name, "images/s": rate, "synthetic images/s": bare, "ratio": rate / bare, "peak GiB": memory}
-        row |= {"TFLOP/s": work * rate / 1e12, "hours of the grid": runs * paper.recipe.epochs * TRAINING / rate / 3600}
-        row |= {"MFU": work * rate / 1e12 / given.peak} if given.peak else {}
-        rows.append(row)
-        print(", ".join(f"{key} {value:.3g}" if isinstance(value, float) else value for key, value in row.items()))
-    if given.out:
-        facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine, "torch": torch.__version__}
-        given.out.write_text(
-            json.dumps({**facts, "settings": vars(given) | {"out": ""}, "rows": rows}, indent=1) + "\n"
-        )
+    """Measure and write."""
+    made = parser(__doc__, "finetune")
+    made.add_argument("--encoders", nargs="+", default=["resnet50"])
+    made.add_argument("--images", type=int, default=64)
+    made.add_argument("--batch", type=int, default=32)
+    made.add_argument("--micro", type=int, default=32)
+    made.add_argument("--peak", type=float, default=0.0)
+    args = made.parse_args()
+    with pinned(args.threads):
+        sizes = args.images, args.batch, args.micro, args.repeats, args.peak
+        save("finetune", args, [measure(name, *sizes) for name in args.encoders])
 
 
 if __name__ == "__main__":

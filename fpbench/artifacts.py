@@ -168,9 +168,15 @@ def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.n
         return array
     with lock(path):
         if (array := _open(path)) is None:
-            with atomic(path) as temporary:
-                build(temporary)
-            commit(path, {"key": key})
+            try:
+                with atomic(path) as temporary:
+                    build(temporary)
+                commit(path, {"key": key})
+            except FileNotFoundError:
+                if not whole(
+                    path
+                ):  # else another process, to whom the lock was granted too, has made it and cleared up
+                    raise
             array = _open(path)
     if array is None:
         raise InputError(f"{path} could not be read back after it was written: is the disk failing?")

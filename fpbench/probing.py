@@ -289,6 +289,8 @@ def _certify(Xs: np.ndarray, Y: np.ndarray, V: np.ndarray, b: np.ndarray, lam: n
 
 def _coarse_to_fine(problem: "_Problem", W: np.ndarray, lam: np.ndarray, steps: np.ndarray) -> list[np.ndarray]:
     """Minimise every STRIDE-th head from W, and the others from a cubic spline through those in log C."""
+    from scipy.interpolate import make_interp_spline  # a slow import, which ``doctor`` need not wait for
+
     x, every = -np.log(lam), np.arange(len(lam))
     first = every[:: STRIDE if len(x) > 2 * STRIDE and np.diff(x).max() <= DENSE * np.log(10) else 1]
     first = np.union1d(first, every[-1])

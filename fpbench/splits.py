@@ -106,7 +106,7 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
 def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import (
         StratifiedGroupKFold,
-    )  # seconds, which ``fpbench run`` and ``status`` need not wait
+    )  # a second for which ``doctor`` and ``status`` need not wait
 
     labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
     per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}

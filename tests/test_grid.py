@@ -36,7 +36,7 @@ EXECUTE = '''
 import json
 
 
-def execute(source, output, parameters):
+def execute(source, output, parameters, parent=0):
     cells = ["".join(cell["source"]) for cell in json.loads(source.read_text())["cells"]]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(source.read_text())

@@ -1,0 +1,84 @@
+"""The long commands, timed whole by hand: the demo from nothing, and ``make test``; and what the grid costs beyond its jobs.
+
+    python benchmarks/whole.py demo [--jobs 2] [--keep FOLDER]      about 8 minutes
+    python benchmarks/whole.py read FOLDER --wall SECONDS           a demo that has run: only the overhead
+    python benchmarks/whole.py test                                 about 15 minutes
+
+The overhead of the grid is that of a list scheduler: ``grid`` = wall x devices, without the times in which fewer jobs were ready
+than devices, over the sum of the times of all jobs, minus 1. A job is a notebook, timed by papermill from its first cell to its
+last; what it takes to start Python, the kernel, and Snakemake itself is overhead.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from common import FOLDER, entry, parser, save
+
+
+def jobs_of(folder: Path) -> list[tuple[float, float]]:
+    """Return start and end of every executed notebook below a folder, seconds since the epoch."""
+    found = []
+    for path in sorted(folder.rglob("notebooks/*.ipynb")):
+        facts = json.loads(path.read_text())["metadata"]["papermill"]
+        found.append(tuple(datetime.fromisoformat(facts[name]).timestamp() for name in ("start_time", "end_time")))
+    return found
+
+
+def overhead(jobs: list[tuple[float, float]], wall: float, devices: int) -> dict[str, float]:
+    """Return the sum of the jobs' times, the time that ran with less than ``devices`` jobs, and the overhead."""
+    marks = sorted([(start, 1) for start, _ in jobs] + [(end, -1) for _, end in jobs])
+    idle, running, last = 0.0, 0, marks[0][0]
+    for moment, step in marks:
+        idle += (moment - last) * max(devices - running, 0)
+        running, last = running + step, moment
+    total = sum(end - start for start, end in jobs)
+    return {
+        "jobs": len(jobs),
+        "sum of jobs": total,
+        "core-seconds without a job": idle,
+        "plain": wall * devices / total - 1,
+    }
+
+
+def timed(command: list[str], **environment) -> float:
+    """Return the wall seconds of a command that must succeed."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=FOLDER.parent, env={**os.environ, **environment})
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Time and write."""
+    made = parser(__doc__, "whole")
+    made.add_argument("what", choices=["demo", "read", "test"])
+    made.add_argument("folder", type=Path, nargs="?", help="results of a demo that has run")
+    made.add_argument("--jobs", type=int, default=2)
+    made.add_argument("--wall", type=float, help="of that demo, seconds")
+    args = made.parse_args()
+    found = []
+    if args.what == "test":
+        wall = timed(["make", "test"])
+        found.append(entry("make_test", "make test", "wall min", wall / 60, value=wall / 60))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            wall, place = args.wall, args.folder or Path(folder)
+            if args.what == "demo":
+                command = [sys.executable, "-m", "fpbench.cli", "run", "demo", "--jobs", str(args.jobs)]
+                wall = timed(command, FPBENCH_RESULTS=str(place), FPBENCH_CACHE=str(place / "cache"))
+                found.append(entry("demo", f"demo, {args.jobs} jobs at once", "wall min", wall / 60, value=wall / 60))
+            facts = overhead(jobs_of(place), wall, args.jobs)
+        case = (
+            f"demo, {facts['jobs']} notebooks, {args.jobs} at once: wall x devices over the sum of notebooks, minus 1"
+        )
+        found.append(entry("grid", case, "share", facts["plain"], value=facts["plain"], **facts))
+    save("whole", args, found)
+
+
+if __name__ == "__main__":
+    main()
