@@ -72,7 +72,7 @@ def truth(classes: int, rng: np.random.Generator, chunks: int = 20) -> float:
     """Return the estimand of any of the encoders on 10,000 groups a chunk."""
     parts = [sample_of(*simulate(10_000, classes, 1, rng)).parts for _ in range(chunks)]
     totals = np.array([[part.tally.sum(0)[0] for part in chunk] for chunk in parts]).sum(0)
-    return float(statistics.scores(totals, [str(k) for k in range(classes)])[METRIC].mean())
+    return float(statistics.scores(totals, [str(k) for k in range(classes)], [METRIC])[METRIC].mean())
 
 
 def intervals(rows: pd.DataFrame, logits: np.ndarray, resamples: int, seed: int) -> dict[str, tuple[float, float]]:

@@ -19,6 +19,7 @@ those of ``fpbench.metrics``, i.e. scikit-learn's, to rounding.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 
 import numpy as np
@@ -151,23 +152,39 @@ def _image_tally(y: np.ndarray, logits: np.ndarray, space: list[int], rule: str)
     return np.column_stack([true, answered, true & answered, gaps, brier, nll]), p[:, space]
 
 
-def scores(totals: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return every metric but AUROC, and those of each class, (...), from sums over images (..., T)."""
+def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return metrics but AUROC, also those of a class, (...) each, from sums over images (..., T)."""
     true, answered, right, rest = np.split(totals, np.arange(1, 4) * len(classes), axis=-1)
-    present, images = true > 0, np.where(true.any(-1), true.sum(-1), np.nan)
-    f1 = _ratio(2 * right, true + answered)
-    table = {"precision": _ratio(right, answered), "recall": _ratio(right, true), "F1": f1}
-    table = {name: np.where(present, value, np.nan) for name, value in table.items()}
-    found = {
-        metrics.HEADLINE: table["F1"].mean(-1),
-        "weighted F1": (true * f1).sum(-1) / images,
-        "accuracy": right.sum(-1) / images,
-        "balanced accuracy": table["recall"].mean(-1),
-        "ECE": np.abs(rest[..., :-2]).sum(-1) / images,
-        "Brier": rest[..., -2] / images,
-        "NLL": rest[..., -1] / images,
+    parts = {"precision": (right, answered), "recall": (right, true), "F1": (2 * right, true + answered)}
+
+    def images() -> np.ndarray:
+        return np.where(true.any(-1), true.sum(-1), np.nan)
+
+    def of(name: str) -> np.ndarray:
+        return np.where(true > 0, _ratio(*parts[name]), np.nan)
+
+    ways = {
+        metrics.HEADLINE: lambda: of("F1").mean(-1),
+        "weighted F1": lambda: (true * _ratio(*parts["F1"])).sum(-1) / images(),
+        "accuracy": lambda: right.sum(-1) / images(),
+        "balanced accuracy": lambda: of("recall").mean(-1),
+        "ECE": lambda: np.abs(rest[..., :-2]).sum(-1) / images(),
+        "Brier": lambda: rest[..., -2] / images(),
+        "NLL": lambda: rest[..., -1] / images(),
     }
-    return found | {f"{name} of {c}": value[..., i] for name, value in table.items() for i, c in enumerate(classes)}
+    ways |= {
+        f"{name} of {c}": partial(lambda name, i: of(name)[..., i], name, i)
+        for name in parts
+        for i, c in enumerate(classes)
+    }
+    if unknown := sorted(set(names) - set(ways)):
+        raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {RANKED}, {', '.join(ways)}")
+    return {name: ways[name]() for name in names}
+
+
+def _sums(part: "Part", classes: int, names: Sequence[str]) -> np.ndarray:
+    """Return the tally of a fold (groups, M, T), without what no metric of ``names`` needs."""
+    return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., : 3 * classes]
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -187,13 +204,12 @@ def auroc(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np
 
 def evaluate(sample: Sample, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return each metric (F, b, M) of every fold model, under group weights (b, G)."""
-    tables, classes = [], list(sample.classes.values())
+    tables, classes, tallied = [], list(sample.classes.values()), [name for name in names if name != RANKED]
     for part in sample.parts:
-        table = scores(np.tensordot(weights[:, part.groups], part.tally, 1), classes)
+        sums = np.tensordot(weights[:, part.groups], _sums(part, len(classes), names), 1)
+        table = scores(sums, classes, tallied)
         if RANKED in names:
             table[RANKED] = np.stack([_macro_auroc(sample, part, p, part.unit, weights.T) for p in part.probability], 1)
-        if unknown := sorted(set(names) - set(table)):
-            raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {RANKED}, {', '.join(table)}")
         tables.append(table)
     return {name: np.stack([table[name] for table in tables]) for name in names}
 
@@ -341,11 +357,16 @@ def permutation(
 def _swapped(sample: Sample, swap: np.ndarray, pairs: Sequence, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the difference (b, P) of each metric after the groups marked in swap (b, G) changed sides."""
     a, b = np.array(pairs).T
-    found = dict.fromkeys(names, 0.0)
+    found, classes, tallied = (
+        dict.fromkeys(names, 0.0),
+        list(sample.classes.values()),
+        [n for n in names if n != RANKED],
+    )
     for part in sample.parts:
-        marked, whole = np.tensordot(swap[:, part.groups], part.tally, 1), part.tally.sum(0)
+        tally = _sums(part, len(classes), names)
+        marked, whole = np.tensordot(swap[:, part.groups], tally, 1), tally.sum(0)
         shift = marked[:, b] - marked[:, a]
-        one, two = (scores(total, list(sample.classes.values())) for total in (whole[a] + shift, whole[b] - shift))
+        one, two = (scores(total, classes, tallied) for total in (whole[a] + shift, whole[b] - shift))
         if RANKED in found:
             one[RANKED], two[RANKED] = _swapped_auroc(sample, part, swap, pairs)
         found = {name: value + (one[name] - two[name]) / len(sample.parts) for name, value in found.items()}

@@ -25,7 +25,10 @@ CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "U
 AFRICAN = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
 
 
-FIRST = ("test_notebooks", "test_encoders_golden", "test_pipeline", "test_demo", "test_phantom")
+FIRST = (
+    "test_notebooks", "test_encoders_golden", "test_grid", "test_pipeline", "test_profiles", "test_hostile", "test_faults",
+    "test_demo", "test_finetuning", "test_benchmarks", "test_phantom",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -218,8 +218,10 @@ def test_shuffled_labels_give_chance_level_scores_on_real_embeddings(shared, sam
 
 
 def test_brain_sub_planes_are_a_second_study_file_and_no_other_code(shared, session_cache, tmp_path):
-    done = fpbench("run", "sample-brain", FPBENCH_RESULTS=str(tmp_path), FPBENCH_CACHE=str(session_cache))
+    target = str(tmp_path / "sample-brain" / "tables" / "table1.csv")
+    done = fpbench("run", "sample-brain", "--", target, FPBENCH_RESULTS=str(tmp_path), FPBENCH_CACHE=str(session_cache))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "sample-brain" / "report.html").exists()
     table = pd.read_csv(tmp_path / "sample-brain" / "tables" / "table1.csv")
     assert "Spain, 3 classes, open" in table.columns
     assert "3 patients in the rarest class" in (tmp_path / "sample-brain" / "tables" / "table1.md").read_text()

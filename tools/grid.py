@@ -237,7 +237,7 @@ def run(
     dry
         Print the jobs and what they cost, with ``why`` also why they run; run nothing.
     extra
-        Further arguments of Snakemake.
+        Further arguments of Snakemake; if outputs of jobs are among them, these jobs and what they need are all that runs.
     """
     only = [study.encoder_spec(name).name for name in only]
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.REPOSITORY / "Snakefile")
@@ -257,7 +257,7 @@ def run(
         if not (dry or only):
             holes.unlink(missing_ok=True)  # what failed is tried again
         plan = jobs(study, None if only else {})
-        due, wanted = stale(plan if dry else _settled(plan)), _wanted(plan, only)
+        due, wanted = stale(plan if dry else _settled(plan)), _wanted(plan, only, extra)
         if not wanted & set(due):
             print(f"nothing to do: {len(wanted)} jobs are current")
             return 0
@@ -293,9 +293,10 @@ def _settled(plan: dict[str, Job]) -> dict[str, Job]:
     return plan
 
 
-def _wanted(plan: dict[str, Job], only: Sequence[str]) -> set[str]:
-    """Return the jobs of some encoders and those that they need; all if there are none."""
-    found = {name for name, job in plan.items() if not only or job.encoder in only}
+def _wanted(plan: dict[str, Job], only: Sequence[str], extra: Sequence[str]) -> set[str]:
+    """Return the jobs of some encoders, or whose output ``extra`` names, and those that they need; all if there are none."""
+    found = {name for name, job in plan.items() if str(job.output) in extra}
+    found = found or {name for name, job in plan.items() if not only or job.encoder in only}
     for name in reversed(plan):
         found |= set(plan[name].needs) if name in found else set()
     return found

@@ -96,7 +96,7 @@ def test_the_grid_survives_slurm_and_gives_the_same_rows(study, tmp_path):
 
     print()
     process = start(study, local, "--jobs", "2", "--", *targets(local))
-    process.wait()
+    assert process.wait() == 0, (local.with_suffix(".log")).read_text()[-3000:]
     expected = rows(local)
     assert len(expected) == 2 * 2 * 3, (local.with_suffix(".log")).read_text()[-3000:]
     tell(f"one machine: {len(expected)} predictions files")
@@ -107,6 +107,7 @@ def test_the_grid_survives_slurm_and_gives_the_same_rows(study, tmp_path):
         try:
             survive(remote, home, tell)
             wait_for(lambda: process.poll() is not None, PATIENCE, home)
+            assert process.returncode == 0
         except BaseException:
             print(call("squeue", "-t", "all", "-o", "%A %T %r %k"), (remote.with_suffix(".log")).read_text()[-6000:])
             raise
