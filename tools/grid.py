@@ -307,6 +307,7 @@ def _snakemake(study: Study, command: list[str], plan: dict[str, Job], wanted: s
     announce(study, plan)
     forced = [str(plan[name].output) for name in stale(plan) if name in wanted and plan[name].output.exists()]
     targets = [] if "report" in wanted else [str(plan[name].output) for name in plan if name in wanted]
+    command = [one for one in command if one not in targets]  # the user may have named some
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
     print(shlex.join(command), flush=True)
     return subprocess.run(command, check=False, text=True, **options)
