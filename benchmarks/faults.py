@@ -128,7 +128,7 @@ FLIPS = {  # kind: the files of which one gets a changed bit, the jobs that read
     "flip-predictions": ("micro/predictions/**/*.*", "", []),
     "flip-splits": ("micro/splits.*", "", []),
     "flip-table": ("micro/tables/table1.[cj]s*", "", []),
-    "flip-record": ("micro/.snakemake/metadata/*", "", []),
+    "flip-record": ("micro/jobs/0*.json", "", []),
 }
 KILLS = ("kill-driver", "kill-job", "kill-kernel")
 DISKS = ("disk-full", "read-only")

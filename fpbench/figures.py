@@ -53,6 +53,8 @@ def save(figure: Figure, study: Study, name: str) -> None:
     """Write ``figures/<name>.png`` and ``.pdf`` of the study, the study's label in the picture, and show it."""
     if study.label:
         figure.text(0.0, -0.01, study.label, ha="left", va="top", fontsize=7, color="0.4")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out once, and drawn five times
     stamp = study.stamp()
     formats = {"png": {"Software": None, "Description": stamp}, "pdf": {"CreationDate": None, "Subject": stamp}}
     for suffix, metadata in formats.items():

@@ -20,9 +20,14 @@ CALIBRATION = ("ECE", "Brier", "NLL")  # the lower, the better
 ECE_BINS = 15  # equal widths on [0, 1]
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities (N, K) from logits (N, K)."""
+    return logits - logsumexp(logits, axis=1, keepdims=True)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities (N, K) from logits (N, K)."""
-    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+    return np.exp(log_softmax(logits))
 
 
 def restrict(logits: np.ndarray, space: Sequence[int], rule: str) -> np.ndarray:
@@ -61,8 +66,9 @@ def scores(
         AUROC is NaN where a class of the space has no image or no other.
     """
     y, space, z, predicted = _answered(y, logits, space, rule)
-    probability = softmax(z)
-    _, recall, f1, images = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
+    z = log_softmax(z)
+    probability = np.exp(z)
+    _, recall, f1, images = _by_class(y, predicted, space)
     return {
         "macro F1": float(f1.mean()),
         "weighted F1": float(np.average(f1, weights=images)),
@@ -71,15 +77,14 @@ def scores(
         **({"AUROC": float(auroc(y[:, None] == space, probability[:, space]).mean())} if ranked else {}),
         "ECE": ece(probability.max(axis=1), predicted == y),
         "Brier": float(((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()),
-        "NLL": float((logsumexp(z, axis=1) - z[np.arange(len(y)), y]).mean()),
+        "NLL": float(-z[np.arange(len(y)), y].mean()),
     }
 
 
 def per_class(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> dict[str, np.ndarray]:
     """Return precision, recall, F1 and images of each class of ``space``, each of shape (len(space),)."""
     y, space, _, predicted = _answered(y, logits, space, rule)
-    values = sk.precision_recall_fscore_support(y, predicted, labels=space, zero_division=0)
-    return dict(zip(("precision", "recall", "F1", "images"), values, strict=True))
+    return dict(zip(("precision", "recall", "F1", "images"), _by_class(y, predicted, space), strict=True))
 
 
 def confusion(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> np.ndarray:
@@ -101,6 +106,16 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> fl
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(which, correct.astype(float) - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _by_class(y: np.ndarray, predicted: np.ndarray, space: list[int]) -> tuple[np.ndarray, ...]:
+    """Return precision, recall, F1 (0 where undefined) and images of each class: scikit-learn's, a hundred times as fast."""
+    size = max(y.max(), predicted.max(), *space) + 1
+    images, named, right = (np.bincount(of, minlength=size)[space] for of in (y, predicted, y[y == predicted]))
+    precision, recall, f1 = (
+        n / np.maximum(of, 1) for n, of in ((right, named), (right, images), (2 * right, images + named))
+    )
+    return precision, recall, f1, images
 
 
 def _answered(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str) -> tuple:

@@ -39,15 +39,16 @@ def rows(cohort: Cohort, task: Task, positions: np.ndarray, logits: np.ndarray, 
         ``split``, ``fold``, ``encoder``, ``protocol``, ``n_patients`` (that trained), ``seed``.
     """
     frame = cohort.frame.iloc[positions]
-    table = frame[list(IDENTITY)].assign(
-        distinct=distinct(cohort.frame, task.label)[positions],
-        cohort=cohort.name,
-        population=cohort.source.population,
-        target=task.name,
-        y_true=np.array(task.codes(frame[task.label]), np.int16),
-        **run,
-    )
-    return table[list(COLUMNS)].assign(**dict(zip(task.columns(), np.asarray(logits, np.float32).T, strict=True)))
+    known = {
+        "distinct": distinct(cohort.frame, task.label)[positions],
+        "cohort": cohort.name,
+        "population": cohort.source.population,
+        "target": task.name,
+        "y_true": np.array(task.codes(frame[task.label]), np.int16),
+        **dict(zip(task.columns(), np.asarray(logits, np.float32).T, strict=True)),
+    }
+    known |= dict(frame[list(IDENTITY)].items()) | run
+    return pd.DataFrame({name: known[name] for name in (*COLUMNS, *task.columns())}, index=frame.index)
 
 
 def write(path: Path, frame: pd.DataFrame, task: Task, about: dict) -> None:
@@ -71,7 +72,7 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
 
     All files of an encoder must carry one fingerprint: a fold made by another version of it is an InputError.
     """
-    frames, first = [], {}
+    frames, first = {}, {}
     for path in sorted(files):
         try:
             encoder = artifacts.checked(path).get("encoder")
@@ -79,7 +80,7 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
             raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:
             known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
-            equal, frame = same(known, encoder["fingerprint"]), pd.read_parquet(path)
+            equal, frames[path] = same(known, encoder["fingerprint"]), pd.read_parquet(path)
         except Exception as error:  # a foreign file can raise anything
             raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None
         if not equal:
@@ -87,12 +88,15 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
                 f"{path}: expected {encoder['name']} with the fingerprint that {other} has, found another one: adapter, "
                 "library or weights changed between the two; delete the older and run again"
             )
-        validate(frame, task, str(path))
-        frames.append(frame)
     if not frames:
         raise MissingError("expected predictions files, found none: run notebook 04 first")
-    together = pd.concat(frames, ignore_index=True)
-    _refuse_twice(together, "these files together")
+    together = pd.concat(frames.values(), ignore_index=True)
+    try:
+        validate(together, task, "these files together")
+    except InputError:  # which of them?
+        for path, frame in frames.items():
+            validate(frame, task, str(path))
+        raise
     return together
 
 

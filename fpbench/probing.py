@@ -296,8 +296,6 @@ def _coarse_to_fine(problem: "_Problem", W: np.ndarray, lam: np.ndarray, steps: 
     first = np.union1d(first, every[-1])
     W[first], steps[first] = problem.minimise(W[first], lam[first], steps[first])
     if len(rest := np.setdiff1d(every, first)):
-        from scipy.interpolate import make_interp_spline
-
         start = make_interp_spline(x[first], W[first], k=min(3, len(first) - 1))(x[rest])
         W[rest], steps[rest] = problem.minimise(start, lam[rest], steps[rest])
     return [W, steps]
@@ -321,7 +319,8 @@ class _Problem:
         Z = self.logits(W)
         R = 0 * Z
         _, loss, M = self.search(Z, 0 * Z, R, Y, np.zeros((3, len(lam))))  # a step of length 0: evaluates Z
-        G, pairs, best, idle = self.gradient(R, W, lam), [], np.full(len(lam), np.inf), np.zeros(len(lam), int)
+        G, best, idle = self.gradient(R, W, lam), np.full(len(lam), np.inf), np.zeros(len(lam), int)
+        pairs = _Pairs.none(len(lam), G[0].size, self.dtype)
         while True:
             F = loss + lam / 2 * _dot(W[..., :-1], W[..., :-1])
             bound = _dot(G, G) / (2 * lam * F)
@@ -331,7 +330,7 @@ class _Problem:
                 found[heads[done]] = W[np.flatnonzero(done)]
                 keep = np.flatnonzero(~done)
                 heads, lam, best, idle, M, W, Z, R, G = (a[keep] for a in (heads, lam, best, idle, M, W, Z, R, G))
-                pairs = [tuple(a[keep] for a in pair) for pair in pairs]
+                pairs = pairs.of(keep)
             if not len(heads):
                 return found, steps
             D = self.direction(G, pairs, M, lam)
@@ -340,9 +339,9 @@ class _Problem:
             a, loss, M = self.search(Z, Zd, R, Y, ray)
             steps[heads] += 1
             a = self.cast(a)[:, None, None]
-            W, Z, D, old = W + a * D, Z + a * Zd, a * D, G
+            W, Z, old = W + a * D, Z + a * Zd, G
             G = self.gradient(R, W, lam)
-            pairs = [*pairs, (D, G - old, _inverse(_dot(D, G - old), 0.0))][-MEMORY:]
+            pairs.add(a * D, G - old)
 
     def cast(self, a: np.ndarray) -> np.ndarray:
         """Return an array in the working precision."""
@@ -358,24 +357,12 @@ class _Problem:
         G[..., :-1] += self.cast(lam)[:, None, None] * W[..., :-1]
         return G
 
-    def direction(self, G: np.ndarray, pairs: list[tuple], M: np.ndarray, lam: np.ndarray) -> np.ndarray:
-        """Return minus the L-BFGS approximation of H^-1 G (two-loop recursion; Nocedal & Wright, algorithm 7.4)."""
+    def direction(self, G: np.ndarray, pairs: "_Pairs", M: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        """Return minus the L-BFGS approximation of H^-1 G."""
         mu, U = np.linalg.eigh(M + 1 / M.shape[1])  # + 1/K: the softmax gauge, along which G is zero
         H = np.maximum(mu, 1e-9)[:, :, None] * self.curvature
         H[..., :-1] += lam[:, None, None]
-        H, U = self.cast(1 / H), self.cast(U)
-        q, scale, weights = G, np.ones(len(lam)), []
-        for s, y, rho in reversed(pairs):
-            weights.append(self.cast(rho * _dot(s, q))[:, None, None])
-            q = q - weights[-1] * y
-        if pairs:
-            s, y, rho = pairs[-1]
-            Uy = U.mT @ y
-            scale = _inverse(rho * _dot(Uy, H * Uy), 1.0)
-        q = U @ (self.cast(scale)[:, None, None] * H * (U.mT @ q))
-        for (s, y, rho), weight in zip(pairs, reversed(weights), strict=True):
-            q = q + (weight - self.cast(rho * _dot(y, q))[:, None, None]) * s
-        return -q
+        return -pairs.solve(G, self.cast(1 / H), self.cast(U))
 
     def search(self, Z: np.ndarray, Zd: np.ndarray, R: np.ndarray, Y: np.ndarray, ray: np.ndarray) -> tuple:
         """Find steps a (P,) along Zd; write the residuals at Z + a Zd to R, return a, the loss and the class covariance.
@@ -395,6 +382,55 @@ class _Problem:
                     break
                 a[s] = np.where(bad, _next_point(a[s], now, ends, slopes), a[s])
         return a, loss, M
+
+
+@dataclass
+class _Pairs:
+    """The last steps of L-BFGS and what they changed in the gradient, for P heads; the newest takes the place of the oldest.
+
+    The two loops over the pairs (Nocedal & Wright, algorithm 7.4) are substitutions in the upper triangle of S'Q. Its inverse
+    gets a new column with every pair, and each loop is a product with all pairs at once.
+    """
+
+    S: np.ndarray  # (P, MEMORY, K (R + 1)) steps
+    Q: np.ndarray  # changes of the gradient, alike
+    T: np.ndarray  # (P, MEMORY, MEMORY) inverse of the triangle, in the order of the places
+    rho: np.ndarray  # (P, MEMORY) 1 / s'q; 0 leaves a pair out, as do zeros in T
+    count: int = 0  # of pairs, ever
+
+    @classmethod
+    def none(cls, heads: int, size: int, dtype: str) -> "_Pairs":
+        """Return room for pairs of some heads with so many weights."""
+        S, Q = np.zeros((2, heads, MEMORY, size), dtype)
+        return cls(S, Q, np.zeros((heads, MEMORY, MEMORY)), np.zeros((heads, MEMORY)))
+
+    def of(self, heads: np.ndarray) -> "_Pairs":
+        """Return those of some heads."""
+        return _Pairs(self.S[heads], self.Q[heads], self.T[heads], self.rho[heads], self.count)
+
+    def add(self, s: np.ndarray, q: np.ndarray) -> None:
+        """Take up a step and the change of the gradient, (P, K, R + 1)."""
+        place, used = self.count % MEMORY, min(self.count + 1, MEMORY)
+        self.S[:, place], self.Q[:, place] = s.reshape(len(s), -1), q.reshape(len(q), -1)
+        self.T[:, place], self.T[:, :, place], self.rho[:, place] = 0, 0, _inverse(_dot(s, q), 0.0)
+        column = self.T[:, :used, :used] @ (self.S[:, :used] @ self.Q[:, place, :, None]).astype(float)
+        self.T[:, :used, place] = -column[..., 0] * self.rho[:, place, None]
+        self.T[:, place, place] = self.rho[:, place]
+        self.count += 1
+
+    def solve(self, G: np.ndarray, H: np.ndarray, U: np.ndarray) -> np.ndarray:
+        """Return the approximation of the inverse Hessian times G (P, K, R + 1); without pairs it is U H U'."""
+        if not self.count:
+            return U @ (H * (U.mT @ G))
+        last, used = (self.count - 1) % MEMORY, min(self.count, MEMORY)
+        S, Q, T, rho = self.S[:, :used], self.Q[:, :used], self.T[:, :used, :used], self.rho[:, :used]
+        weights = T @ (S @ G.reshape(len(G), -1, 1)).astype(float)
+        q = G - (weights.mT.astype(Q.dtype) @ Q).reshape(G.shape)
+        Uq = U.mT @ Q[:, last].reshape(G.shape)
+        scale = _inverse(rho[:, last] * _dot(Uq, H * Uq), 1.0).astype(Q.dtype)
+        q = U @ (scale[:, None, None] * H * (U.mT @ q))
+        rest = weights * _inverse(rho, 0.0)[..., None] - Q @ q.reshape(len(q), -1, 1)
+        return q + ((T.mT @ rest).mT.astype(S.dtype) @ S).reshape(G.shape)
 
 
 def _next_point(a: np.ndarray, now: np.ndarray, ends: np.ndarray, slopes: np.ndarray) -> np.ndarray:

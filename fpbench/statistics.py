@@ -80,7 +80,7 @@ class Bootstrap:
 
 def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
     """Yield a sample of each of ``tables.views``, as published and de-duplicated, from rows of predictions files."""
-    test = predicted[predicted["split"] == "test"]
+    test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "fold", "image_id"], ignore_index=True)
     for population, classes, rule in views(task, set(test["population"])):
         home, space = test[test["population"] == population], task.codes(classes)
         share = home.groupby("fold")["patient"].nunique().mean() / home["n_patients"].mean()
@@ -94,16 +94,17 @@ def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
 
 
 def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, np.ndarray]:
-    """Return the models, the rows of the first and the logits (M, N, K) of all, image by image."""
-    tables = {key: part.sort_values(["fold", "image_id"]) for key, part in rows.groupby(list(MODEL))}
-    (name, first), *_ = tables.items()
-    identity = ["fold", "image_id", "group", "y_true"]
-    for key, table in tables.items():
-        if not np.array_equal(table[identity], first[identity]) or table.duplicated(identity[:2]).any():
-            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(name)} once each"
-            found = f"found {len(table):,} rows, not the same: read the predictions of one study, all its folds"
+    """Return the models, the rows of the first and the logits (M, N, K) of all, image by image; ``rows`` are sorted by model."""
+    counts, identity = rows.groupby(list(MODEL)).size(), ["fold", "image_id", "group", "y_true"]
+    first, starts = rows.head(counts.iloc[0]), np.cumsum(counts) - counts
+    for key, start, count in zip(counts.index, starts, counts, strict=True):
+        part = rows.iloc[start : start + count]
+        same = count == len(first) and all((part[one].array == first[one].array).all() for one in identity)
+        if not same or part.duplicated(identity[:2]).any():
+            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(counts.index[0])} once each"
+            found = f"found {count:,} rows, not the same: read the predictions of one study, all its folds"
             raise InputError(f"expected {wanted}, {found}")
-    return tuple(tables), first, np.stack([table[task.columns()].to_numpy() for table in tables.values()])
+    return tuple(counts.index), first, rows[task.columns()].to_numpy().reshape(len(counts), len(first), -1)
 
 
 def make_sample(rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about) -> Sample:
@@ -142,14 +143,15 @@ def _part(y: np.ndarray, unit: np.ndarray, logits: np.ndarray, space: list[int],
 
 def _image_tally(y: np.ndarray, logits: np.ndarray, space: list[int], rule: str) -> tuple[np.ndarray, np.ndarray]:
     """Return what each image adds to the sums of one model (n, T), and the probabilities of the space (n, S)."""
-    z, rows = metrics.restrict(logits, space, rule), np.arange(len(y))
-    p, answer = metrics.softmax(z), z.argmax(axis=1)
+    restricted, rows = metrics.restrict(logits, space, rule), np.arange(len(y))
+    log_p, answer = metrics.log_softmax(restricted), restricted.argmax(axis=1)
+    p = np.exp(log_p)
     true, answered = y[:, None] == space, answer[:, None] == space
     confidence, gaps = p.max(axis=1), np.zeros((len(y), metrics.ECE_BINS))
     bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
     gaps[rows, bins] = (answer == y) - confidence
-    brier, nll = ((p - np.eye(z.shape[1])[y]) ** 2).sum(axis=1), special.logsumexp(z, axis=1) - z[rows, y]
-    return np.column_stack([true, answered, true & answered, gaps, brier, nll]), p[:, space]
+    brier = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
+    return np.column_stack([true, answered, true & answered, gaps, brier, -log_p[rows, y]]), p[:, space]
 
 
 def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:

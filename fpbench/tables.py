@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import sklearn
 
 from fpbench import artifacts, metrics
 from fpbench.errors import InputError
@@ -66,15 +67,16 @@ def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
 def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score) -> pd.DataFrame:
     test = predicted[predicted["split"] == "test"]
     columns, rows = [*MODEL, "fold", *groups], []
-    for population, classes, rule in views(task, set(test["population"])):
-        space = task.codes(classes)
-        seen = test[(test["population"] == population) & test["y_true"].isin(space)]
-        for duplicates, drop in DUPLICATES.items():
-            for key, part in seen[seen["distinct"]].groupby(columns) if drop else seen.groupby(columns):
-                present = [k for k in space if not groups or (part["y_true"] == k).any()]
-                values = score(part["y_true"].to_numpy(), part[task.columns()].to_numpy(), present, rule)
-                view = (population, len(present), rule, duplicates)
-                rows += [(*key, *view, len(part), metric, float(value)) for metric, value in values.items()]
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # ``metrics`` checks its input
+        for population, classes, rule in views(task, set(test["population"])):
+            space = task.codes(classes)
+            seen = test[(test["population"] == population) & test["y_true"].isin(space)]
+            for duplicates, drop in DUPLICATES.items():
+                for key, part in seen[seen["distinct"]].groupby(columns) if drop else seen.groupby(columns):
+                    present = [k for k in space if not groups or (part["y_true"] == k).any()]
+                    values = score(part["y_true"].to_numpy(), part[task.columns()].to_numpy(), present, rule)
+                    view = (population, len(present), rule, duplicates)
+                    rows += [(*key, *view, len(part), metric, float(value)) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=[*columns, *VIEW, "images", "metric", "value"])
 
 

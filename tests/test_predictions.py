@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import load_cohort, predictions, tables
+from fpbench import artifacts, load_cohort, predictions, tables
 from fpbench.errors import InputError, MissingError
 from fpbench.tasks import TASKS
 
@@ -82,6 +82,22 @@ def test_a_flipped_byte_a_missing_sidecar_and_no_files_are_errors(frame, tmp_pat
         predictions.read([], TASK)
     with pytest.raises(InputError, match="must say key"):
         predictions.write(path, frame, TASK, {})
+
+
+def test_a_bad_file_is_named_and_so_are_files_that_contradict_each_other(frame, tmp_path):
+    files = [tmp_path / f"{name}.parquet" for name in "abc"]
+    tests = frame[frame["split"] == "test"]
+    predictions.write(files[0], frame, TASK, ABOUT)
+    predictions.write(files[1], tests, TASK, ABOUT)
+    predictions.write(files[2], tests.assign(split="val"), TASK, ABOUT)
+    with pytest.raises(InputError, match=r"these files together: group .* is in validation and test of one fold"):
+        predictions.read([files[0], files[2]], TASK)
+    with pytest.raises(InputError, match=r"these files together: .* rows stand twice"):
+        predictions.read(files[:2], TASK)
+    pd.read_parquet(files[1]).assign(split="train").to_parquet(files[1])  # as a foreign program would
+    artifacts.commit(files[1], ABOUT)
+    with pytest.raises(InputError, match=r"b\.parquet: expected rows with split"):
+        predictions.read(files[:2], TASK)
 
 
 def test_folds_made_by_two_versions_of_an_encoder_are_refused(frame, tmp_path):

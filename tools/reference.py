@@ -18,7 +18,9 @@ from fpbench.tasks import Task
 
 FOLDER = paths.REPOSITORY / "notebooks" / "reference"
 TOLERANCE = 0.01  # share of the answers that may differ
-TRAINED = 0.5  # the same where a network was trained: that amplifies last bits; two processors differed in 17 %, one encoder in 71 %
+TRAINED = (
+    0.2  # the same where a network was trained, which amplifies last bits: another instruction set changed up to 7 %
+)
 
 
 def summarise(predicted: pd.DataFrame, task: Task) -> dict[str, dict[str, str]]:

@@ -7,7 +7,6 @@ encoder are solved as one batch; the strength is chosen on the fold's validation
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,22 +41,25 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
     todo = [bench.splits.fold(n) for n, path in enumerate(files) if not predictions.is_current(path, key)]
     cells = [(fold, size, seed) for fold in todo for size in sizes for seed in range(draws)]
     train = [draw(bench, *cell) for cell in cells]
-    paths = probing.fit_paths(bench.features, bench.labels, train, bench.classes, STRENGTHS) if cells else []
-    rows = {fold.number: [] for fold in todo}
-    for (fold, size, seed), mine, path in zip(cells, train, paths, strict=True):
-        choice = probing.choose(path, bench.features[fold.validation], bench.labels[fold.validation])
-        few = replace(fold, train=mine)
-        table = answered(
-            bench,
-            f"{size} per class",
-            few,
-            lambda c, at, path=path, i=choice.index: path.logits(bench.embeddings[c.name][at], i),
-            seed=seed,
-        )
-        rows[fold.number].append(table)
+    different = list({mine.tobytes(): mine for mine in train}.values())  # draws that take every group are the same
+    paths = probing.fit_paths(bench.features, bench.labels, different, bench.classes, STRENGTHS) if cells else []
+    fitted = {mine.tobytes(): path for mine, path in zip(different, paths, strict=True)}
     for fold in todo:
+        shown = []  # (cohort, its rows) of a table; it differs from draw to draw in what is replaced below
+        table = answered(
+            bench, "", fold, lambda c, at, to=shown: to.append((c, at)) or np.zeros((len(at), bench.classes))
+        )
+        tables = []
+        for (_, size, seed), mine in [pair for pair in zip(cells, train, strict=True) if pair[0][0] is fold]:
+            path = fitted[mine.tobytes()]
+            i = probing.choose(path, bench.features[fold.validation], bench.labels[fold.validation]).index
+            logits = np.concatenate([path.logits(bench.embeddings[c.name][at], i) for c, at in shown])
+            patients = bench.home.frame["patient"].iloc[mine].nunique()
+            about = {"protocol": f"{size} per class", "n_patients": patients, "seed": seed}
+            answers = dict(zip(bench.task.columns(), logits.astype(np.float32).T, strict=True))
+            tables.append(table.assign(**about, **answers))
         about = {"key": key, "chosen": {"sizes": list(sizes), "draws": draws}, "seconds": time.perf_counter() - started}
-        write(bench, files[fold.number], pd.concat(rows[fold.number]), about)
+        write(bench, files[fold.number], pd.concat(tables), about)
     return files
 
 
