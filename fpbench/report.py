@@ -43,7 +43,7 @@ def build(study: Study, out: Path | None = None) -> Path:
     page = environment.get_template("report.html").render(
         {**layout, "study": study, "told": told, "task": study.the_task, "grid": probing.GRID, "protocols": PROTOCOLS},
         headline=_figures(study, layout["headline"]),
-        table1=_table(study, "table1"),
+        table1=_table(study, "table1", whole=True),
         encoders=[_encoder(study, spec, layout["each"]) for spec in study.encoders],
         resamples=(statistics.RESAMPLES, statistics.RANK_RESAMPLES),
         provenance=artifacts.provenance(),
@@ -55,15 +55,21 @@ def build(study: Study, out: Path | None = None) -> Path:
     return out
 
 
-def _table(study: Study, name: str) -> dict:
-    """Return a table of the study as text, which columns hold numbers, and its caption; rows are None if it is not there."""
+def _table(study: Study, name: str, whole: bool = False) -> dict:
+    """Return a table of the study as text, which columns hold numbers, and its caption; rows are None if it is not there.
+
+    Columns that say the same in every row are named once, as ``alike``, unless the table is to stay ``whole``.
+    """
     path = study.folder / "tables" / f"{name}.csv"
     if not path.is_file():
         return {"name": name, "rows": None}
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    same = [one for one in frame if len(frame) > 1 and frame[one].nunique() == 1 and not whole]
+    alike = ", ".join(f"{one} {frame[one].iat[0]}" for one in same if frame[one].iat[0])
+    frame = frame.drop(columns=same)
     numbers = [bool(pd.to_numeric(frame[column].replace("", "0"), errors="coerce").notna().all()) for column in frame]
     caption, rows = artifacts.read_json(path.with_suffix(".json"))["caption"], frame.to_numpy().tolist()
-    return {"name": name, "caption": caption, "columns": list(frame), "rows": rows, "numbers": numbers}
+    return {"name": name, "caption": caption, "columns": list(frame), "rows": rows, "numbers": numbers, "alike": alike}
 
 
 def _figures(study: Study, listed: list[dict], **names: str) -> list[dict]:

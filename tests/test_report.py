@@ -80,6 +80,18 @@ def test_the_page_holds_what_was_made_and_names_what_was_not(study):
     assert targets <= {attributes.get("id") for _, attributes in page.tags}
 
 
+def test_what_is_the_same_in_every_row_is_said_once(study):
+    frame = pd.DataFrame({"encoder": ["a", "b"], "metric": "macro F1", "value": [0.1, 0.2], "reason": ["", ""]})
+    tables.save(frame, study, "per_class", "F1 of every class")
+    page = Page(report.build(study).read_text())
+    assert "In every row: metric macro F1." in page.text
+    (table,) = page.source.split('data-name="per_class"')[1:]
+    head = re.findall(r'<button type="button">([^<]*)', table.split("</thead>")[0])
+    assert head == ["encoder", "value"]
+    (table,) = page.source.split('data-name="table1"')[1:]  # Table 1 keeps its columns
+    assert len(re.findall("<button", table.split("</thead>")[0])) == 3
+
+
 def test_no_request_leaves_the_page(study):
     text = report.build(study).read_text()
     page = Page(text)
