@@ -64,8 +64,9 @@ def cosine(encoder, pictures: np.ndarray) -> float:
 
 def mobilenet():
     """Return the MobileNetV2 of the sample study, with its real weights; None where they are not there."""
-    (spec,) = [one for one in load_study("sample").encoders if one.name == "mobilenetv2"]
-    return spec.load() if paths.expand(str(spec.weights)).is_file() else None
+    study = load_study("sample")
+    spec = study.encoder_spec("mobilenetv2")
+    return study.load_encoder(spec.name) if paths.expand(str(spec.weights)).is_file() else None
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -280,7 +281,8 @@ class Grid:
             process = self.start(self.whole, [TABLE], log)
             while process.poll() is None:
                 for pid, (job, seconds) in work_of(family(process)).items():
-                    used[pid] = (job, seconds)
+                    before = used.get(pid, (job,))[0]  # a kernel outlives its job by a moment
+                    used[pid] = (before if job == "driver" else job, seconds)
                 time.sleep(0.05)
             if process.returncode:
                 raise SystemExit(f"the micro grid does not run:\n{log.read_text()[-4000:]}")
@@ -310,7 +312,9 @@ def words(process: psutil.Process) -> str:
 def part_of(process: psutil.Process) -> str:
     """Return what a process is: the name of a job, kernel, driver, or nothing of these."""
     line = words(process)
-    if line[:1] == "0" or "fpbench.cli notebook" in line:
+    if "fpbench.cli notebook" in line:
+        return " ".join(map("".join, re.findall(r"notebook --parent \d+ (\w+)|encoder=(\S+)", line)))
+    if line[:1] == "0":
         return next((job for job in JOBS if job[:2] in line and (" " not in job or job.split()[1][:12] in line)), "")
     if "ipykernel_launcher" in line:
         return "kernel"

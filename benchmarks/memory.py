@@ -46,7 +46,7 @@ rng = np.random.default_rng(0)
 X, y = rng.standard_normal((n, d), dtype=np.float32), rng.integers(0, 6, n)
 X[:, :6] += 2 * np.eye(6, dtype=np.float32)[y]
 part = rng.integers(0, 5, n)
-fit_paths(X, y, [np.flatnonzero(part != fold) for fold in range(folds)], 6, GRID[::4])
+fit_paths(X, y, [np.flatnonzero(part != fold) for fold in range(folds)], 6, GRID)
 print(peak_memory() / 2**30)
 """
 )
@@ -78,7 +78,7 @@ def main() -> None:
         ),
         entry(
             "memory_probe",
-            f"probing of {args.images:,} x {args.d}, 5 folds, 12 C",
+            f"probing of {args.images:,} x {args.d}, 5 folds, 45 C",
             "GiB",
             five,
             value=five,
