@@ -21,7 +21,7 @@ demo: install  ## the whole benchmark on phantoms, offline
 	$(BIN)/fpbench run demo --jobs 2
 
 test: install lint  ## everything that CI runs: tests, then the demo, then the committed notebooks against it
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(NBVAL) notebooks/*.ipynb
 

@@ -109,6 +109,17 @@ protocols._tune = noted
 NO_FLOCK = "import fcntl\n\nfcntl.flock = lambda *_: None\n"  # some network file systems grant every lock to everyone
 ENCODERS = ("resnet50-mini", "usfm-mini")
 TABLE = "tables/table1.csv"
+MADE = (
+    "table1",
+    "intervals",
+    "comparisons",
+    "claims",
+    "public",
+    "gain",
+    "all_metrics",
+    "duplicates",
+    "per_class",
+)  # by 06
 JOBS = {  # name: what it is asked for, what else it leaves
     "01_cohorts": ["cohorts.json"],
     "02_splits": ["splits.csv", "splits.json"],
@@ -117,7 +128,7 @@ JOBS = {  # name: what it is asked for, what else it leaves
         f"05_fine_tuning {e}": [f"predictions/{e}/full.json", f"predictions/{e}/full", f"finetuning/{e}"]
         for e in ENCODERS
     },
-    "06_benchmark": [TABLE, "tables"],
+    "06_benchmark": [TABLE, *(f"tables/{name}.*" for name in MADE)],
 }
 FLIPS = {  # kind: the files of which one gets a changed bit, the jobs that read them, what is missing besides
     "flip-images": ("cache/images/*.*", "04", ["cache/embeddings"]),
@@ -399,8 +410,7 @@ class Fault:
             gone = [name for name in gone if name.endswith(".json")]
         gone += FLIPS.get(self.kind, ("", "", []))[2]
         gone += ["cache/images", "cache/embeddings", "cache/scans", "cache/fingerprints"] if self.fresh else []
-        for name in gone:
-            path = self.root / name
+        for path in [path for name in gone for path in self.root.glob(name)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def strike(self, took: dict) -> None:

@@ -154,6 +154,8 @@ def tree(tmp_path_factory):
     tree = Tree(tmp_path_factory.mktemp("a tree"))
     folder, tree.told = tree.results / "tiny", {}
     tree.weights.write_text("broken")
+    tree.told["named"] = tree.call("run", "tiny", "--", str(folder / "predictions" / "two" / "probing.json"))
+    tree.told["made"] = sorted(path.stem for path in (folder / "jobs").glob("0*"))
     tree.told["failed"] = tree.call("run", "tiny")
     tree.told["status"] = tree.call("status", "tiny")
     tree.told["encoders"] = (folder / "encoders.csv").read_text()
@@ -174,6 +176,14 @@ def tree(tmp_path_factory):
     return tree
 
 
+def test_a_named_file_that_fails_is_all_that_was_tried(tree):
+    code, out = tree.told["named"]
+    assert code == 1, out
+    assert "missing: 04_linear_probing.two: ValueError: not a / weights file" in out
+    assert "Table 1" not in out
+    assert tree.told["made"] == ["01_cohorts", "02_splits", "04_linear_probing.two.failed"]
+
+
 def test_an_encoder_that_fails_leaves_a_hole_and_the_others_finish(tree):
     code, out = tree.told["failed"]
     assert code == 1, out
@@ -183,7 +193,7 @@ def test_an_encoder_that_fails_leaves_a_hole_and_the_others_finish(tree):
     assert f"missing: 04_linear_probing.two: {reason}" in out
     assert f"its notebook: {tree.results / 'tiny' / 'notebooks' / '04_linear_probing.two.ipynb'}" in out
     assert "fpbench run tiny --only two" in out
-    assert "reused: 0 jobs" in out
+    assert "reused: 2 jobs" in out
     assert tree.told["encoders"] == "['one']"
     assert tree.told["page"]
     assert "12 jobs: 10 done, 0 running, 1 waiting, 1 failed" in tree.told["status"][1]
