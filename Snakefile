@@ -19,6 +19,7 @@ if os.getppid() == config.get("parent"):  # when `fpbench run` ends, so does thi
     ParentPollerUnix(os.getppid()).start()
 STUDY = load_study(config["study"])
 OUT = STUDY.folder
+# `priority: 1` stands on the longest chain, from probing to the gap: what else there is runs beside it
 ENCODERS = [spec.name for spec in STUDY.encoders]
 PLAN = extension("tools/grid.py").announce(STUDY)  # name of an executed notebook -> key, needs (files)
 # `exec`: no shell stands between a job and a signal; `--parent`: a job ends with the driver
@@ -125,6 +126,7 @@ rule linear_probing:
         key=lambda wildcards: PLAN[f"04_linear_probing.{wildcards.encoder}"]["key"],
     log:
         notebook=OUT / "notebooks" / "04_linear_probing.{encoder}.ipynb",
+    priority: 1
     threads: STUDY.threads
     resources:
         gpu=GPU,
@@ -143,6 +145,7 @@ rule finetuning:
         key=lambda wildcards: PLAN[f"05_fine_tuning.{wildcards.encoder}.{wildcards.mode}"]["key"],
     log:
         notebook=OUT / "notebooks" / "05_fine_tuning.{encoder}.{mode}.ipynb",
+    priority: 1
     threads: STUDY.threads
     resources:
         gpu=GPU,
@@ -161,6 +164,7 @@ rule benchmark:
         key=PLAN["06_benchmark"]["key"],
     log:
         notebook=OUT / "notebooks" / "06_benchmark.ipynb",
+    priority: 1
     threads: STUDY.threads
     resources:
         mem_mb=8000,
@@ -178,6 +182,7 @@ rule cross_population:
         key=lambda _: PLAN["07_cross_population"]["key"],  # a task with one population has no such job
     log:
         notebook=OUT / "notebooks" / "07_cross_population.ipynb",
+    priority: 1
     threads: STUDY.threads
     resources:
         mem_mb=8000,
