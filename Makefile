@@ -34,7 +34,7 @@ notebooks: install  ## execute the demo anew and rewrite the committed notebooks
 	$(MAKE) figures
 
 figures:  ## rewrite figures/ from the last `make notebooks`
-	rm -f figures/*.png && cp $(addprefix $(FRESH)/demo/figures/, 0[23789]_*.png 06_[sp]*.png 0[4-6]_*$(SHOWN)*.png) figures/
+	rm -f figures/*.png && cp $(addprefix $(FRESH)/demo/figures/, 0[2389]_*.png 07_[!e]*.png 06_[sp]*.png 0[4-6]_*$(SHOWN)*.png) figures/
 
 fuzz: install  ## ten minutes of damaged and made-up files for the readers; SECONDS=60 make fuzz for one
 	$(BIN)/python tests/fuzz.py $(or $(SECONDS),600)

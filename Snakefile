@@ -1,7 +1,8 @@
 """The grid as files: one rule per notebook. ``fpbench run STUDY`` calls this; so can you, with any Snakemake option.
 
 A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions, its notebook (``tools/grid.py``).
-Modification times decide nothing.
+Modification times decide nothing. ``priority: 1`` stands on the longest chain, from probing to the gap between the cohorts: the
+other jobs run beside it.
 """
 
 import os
@@ -19,7 +20,6 @@ if os.getppid() == config.get("parent"):  # when `fpbench run` ends, so does thi
     ParentPollerUnix(os.getppid()).start()
 STUDY = load_study(config["study"])
 OUT = STUDY.folder
-# `priority: 1` stands on the longest chain, from probing to the gap: what else there is runs beside it
 ENCODERS = [spec.name for spec in STUDY.encoders]
 PLAN = extension("tools/grid.py").announce(STUDY)  # name of an executed notebook -> key, needs (files)
 # `exec`: no shell stands between a job and a signal; `--parent`: a job ends with the driver

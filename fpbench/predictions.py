@@ -72,7 +72,7 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
 
     All files of an encoder must carry one fingerprint: a fold made by another version of it is an InputError.
     """
-    frames, first = {}, {}
+    frames, first = [], {}
     for path in sorted(files):
         try:
             encoder = artifacts.checked(path).get("encoder")
@@ -80,7 +80,7 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
             raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:
             known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
-            equal, frames[path] = same(known, encoder["fingerprint"]), pd.read_parquet(path)
+            equal, frame = same(known, encoder["fingerprint"]), pd.read_parquet(path)
         except Exception as error:  # a foreign file can raise anything
             raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None
         if not equal:
@@ -88,13 +88,16 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
                 f"{path}: expected {encoder['name']} with the fingerprint that {other} has, found another one: adapter, "
                 "library or weights changed between the two; delete the older and run again"
             )
+        if not len(frame) or not frame.dtypes.equals(frames[0][1].dtypes if frames else None):
+            validate(frame, task, str(path))  # those that look like the first are held to the rules together with it
+        frames.append((path, frame))
     if not frames:
         raise MissingError("expected predictions files, found none: run notebook 04 first")
-    together = pd.concat(frames.values(), ignore_index=True)
+    together = pd.concat([frame for _, frame in frames], ignore_index=True)
     try:
         validate(together, task, "these files together")
     except InputError:  # which of them?
-        for path, frame in frames.items():
+        for path, frame in frames:
             validate(frame, task, str(path))
         raise
     return together

@@ -94,10 +94,20 @@ def test_a_bad_file_is_named_and_so_are_files_that_contradict_each_other(frame, 
         predictions.read([files[0], files[2]], TASK)
     with pytest.raises(InputError, match=r"these files together: .* rows stand twice"):
         predictions.read(files[:2], TASK)
-    pd.read_parquet(files[1]).assign(split="train").to_parquet(files[1])  # as a foreign program would
-    artifacts.commit(files[1], ABOUT)
-    with pytest.raises(InputError, match=r"b\.parquet: expected rows with split"):
-        predictions.read(files[:2], TASK)
+    with pytest.raises(InputError, match=r"these files together: .* rows stand twice"):
+        predictions.read([files[0], files[0]], TASK)
+    good = tests.assign(fold=1)
+    for change, says in (
+        (good.assign(split="train"), "expected rows with split"),
+        (good.drop(columns="centre"), "expected the columns"),  # pandas would fill it up
+        (good[good.columns[::-1]], "expected the columns"),
+        (good.assign(logit_brain=1), "expected floating values in the column logit_brain"),  # pandas would convert it
+        (good.iloc[:0], "expected rows"),
+    ):
+        change.to_parquet(files[1])  # as a foreign program would
+        artifacts.commit(files[1], ABOUT)
+        with pytest.raises(InputError, match=rf"b\.parquet: {says}"):
+            predictions.read(files[:2], TASK)
 
 
 def test_folds_made_by_two_versions_of_an_encoder_are_refused(frame, tmp_path):

@@ -19,6 +19,39 @@ fetalclip = extension("studies/probes/fetalclip.py")
 NINE = 10 ** np.linspace(-5, 0, 9)
 
 
+@pytest.mark.parametrize("count", [1, 7, probing.MEMORY, probing.MEMORY + 13])
+def test_the_pairs_of_lbfgs_in_products_equal_the_two_loops(count):
+    heads, k, r = 3, 4, 15
+    rng = np.random.default_rng(count)
+    root = rng.normal(size=(heads, k * r, k * r)) / 8
+    hessian, pairs, known = root @ root.mT + np.eye(k * r), probing._Pairs.none(heads, k * r, "float64"), []
+    for number in range(count):
+        s = rng.normal(size=(heads, k * r))
+        q = (hessian @ s[..., None])[..., 0]
+        if number == count // 2 and count > 1:
+            q[0] *= -1  # no curvature there: that head leaves the pair out
+        pairs.add(s.reshape(heads, k, r), q.reshape(heads, k, r))
+        known = [*known, (s, q)][-probing.MEMORY :]
+    G, H, U = (
+        rng.normal(size=(heads, k, r)),
+        rng.uniform(0.5, 2, (heads, k, r)),
+        np.linalg.qr(rng.normal(size=(heads, k, k)))[0],
+    )
+    found = pairs.of(np.array([2, 0])).solve(*(a[[2, 0]] for a in (G, H, U)))
+    for row, head in enumerate((2, 0)):
+        mine = [(s[head], q[head]) for s, q in known]
+        start = lambda g, h=head: (U[h] @ (H[h] * (U[h].T @ g.reshape(k, r)))).ravel()  # noqa: E731
+        g, weights = G[head].ravel(), []
+        for s, q in reversed(mine):
+            weights.append(s @ g / (s @ q) if s @ q > 0 else 0.0)
+            g = g - weights[-1] * q
+        s, q = mine[-1]
+        x = start(g) * (s @ q / (q @ start(q)) if s @ q > 0 else 1.0)
+        for (s, q), weight in zip(mine, reversed(weights), strict=True):
+            x = x + ((weight - q @ x / (s @ q)) * s if s @ q > 0 else 0.0)
+        np.testing.assert_allclose(found[row].ravel(), x, rtol=1e-7, atol=1e-9)
+
+
 def synthetic(n, d, k=4, shift=0.6, share=None, constant=0, seed=0):
     """Features with a decaying spectrum, a mean and mixed scales; every class occurs."""
     rng = np.random.default_rng(seed)

@@ -272,10 +272,9 @@ def run(
             if why := job.failure() or "".join(after):
                 gone[job.hole] = why
         some = any(f"{spec.name}/probing" not in gone for spec in study.encoders)
-        named = any(str(job.output) in extra for job in plan.values())
-        if (
-            (only or gone) and not named and some and all(job.hole in gone for job in left)
-        ):  # the analysis, of what is there
+        named = any(str(job.output) in extra for job in plan.values())  # then these are all that runs
+        ready = some and not named and all(job.hole in gone for job in left)
+        if (only or gone) and ready:  # the analysis, of what is there
             artifacts.write_json(holes, gone) if gone else holes.unlink(missing_ok=True)
             plan = jobs(study)
             wanted, rest = set(plan), {name for name in plan if plan[name].hole not in gone}

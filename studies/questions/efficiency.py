@@ -39,10 +39,10 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
     started, key = time.perf_counter(), artifacts.digest([bench.key, "efficiency", VERSION, list(sizes), draws])
     files = [bench.study.predictions(bench.encoder, "logistic", n, "efficiency") for n in range(bench.splits.folds)]
     todo = [bench.splits.fold(n) for n, path in enumerate(files) if not predictions.is_current(path, key)]
-    cells = [(fold, size, seed) for fold in todo for size in sizes for seed in range(draws)]
-    train = [draw(bench, *cell) for cell in cells]
-    different = list({mine.tobytes(): mine for mine in train}.values())  # draws that take every group are the same
-    paths = probing.fit_paths(bench.features, bench.labels, different, bench.classes, STRENGTHS) if cells else []
+    cells = [(size, seed) for size in sizes for seed in range(draws)]
+    train = {(fold.number, *cell): draw(bench, fold, *cell) for fold in todo for cell in cells}
+    different = list({mine.tobytes(): mine for mine in train.values()}.values())  # those of every group are the same
+    paths = probing.fit_paths(bench.features, bench.labels, different, bench.classes, STRENGTHS) if different else []
     fitted = {mine.tobytes(): path for mine, path in zip(different, paths, strict=True)}
     for fold in todo:
         shown = []  # (cohort, its rows) of a table; it differs from draw to draw in what is replaced below
@@ -50,7 +50,8 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
             bench, "", fold, lambda c, at, to=shown: to.append((c, at)) or np.zeros((len(at), bench.classes))
         )
         tables = []
-        for (_, size, seed), mine in [pair for pair in zip(cells, train, strict=True) if pair[0][0] is fold]:
+        for size, seed in cells:
+            mine = train[fold.number, size, seed]
             path = fitted[mine.tobytes()]
             i = probing.choose(path, bench.features[fold.validation], bench.labels[fold.validation]).index
             logits = np.concatenate([path.logits(bench.embeddings[c.name][at], i) for c, at in shown])
