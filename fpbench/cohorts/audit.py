@@ -55,10 +55,10 @@ class Audit:
     def sentence(self) -> str:
         """Return the finding in one sentence."""
         n = self.summary()
-        copies = f"{n['pairs across patients']} pairs of copies under two patient ids"
-        files = f"{self.cohort.name}: {n['distinct']:,} distinct pictures in {n['files']:,} files; {copies}"
-        patients = f"{n['patient ids']:,} patient ids are {n['groups']:,} groups"
-        return f"{files}, {n['pairs across the split']} across the published split; {patients}."
+        files = f"{self.cohort.name}: {n['distinct']:,} distinct pictures in {n['files']:,} files"
+        copies = f"pairs of copies under two patient ids: {n['pairs across patients']:,}"
+        split = f"across the published split: {n['pairs across the split']:,}"
+        return f"{files}; {copies}, {split}; {n['patient ids']:,} patient ids are {n['groups']:,} groups."
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables that the command line prints after the summary."""
