@@ -176,6 +176,15 @@ def tree(tmp_path_factory):
     return tree
 
 
+@pytest.mark.parametrize("named", ["02_splits", "results of a test/tiny/splits.csv"])
+def test_a_job_may_be_named_by_its_name_or_by_any_of_its_files(tree, named):
+    (tree.results / "tiny" / "splits.csv").unlink()
+    code, out = tree.call("run", "tiny", "--", named)
+    assert "ran: 02_splits\nreused: 1 jobs" in out
+    assert "missing" not in out
+    assert code == 0
+
+
 def test_a_named_file_that_fails_is_all_that_was_tried(tree):
     code, out = tree.told["named"]
     assert code == 1, out

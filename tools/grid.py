@@ -237,7 +237,8 @@ def run(
     dry
         Print the jobs and what they cost, with ``why`` also why they run; run nothing.
     extra
-        Further arguments of Snakemake; if outputs of jobs are among them, these jobs and what they need are all that runs.
+        Further arguments of Snakemake; if jobs are among them, by name or by one of their files, these jobs and what they need
+        are all that runs.
     """
     only = [study.encoder_spec(name).name for name in only]
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.REPOSITORY / "Snakefile")
@@ -251,12 +252,14 @@ def run(
         "--rerun-triggers",
         "params",
     ]
-    command += ["--rerun-incomplete", "--keep-going", "--nolock", *extra]
+    command += ["--rerun-incomplete", "--keep-going", "--nolock"]
     with nullcontext() if dry else alone(study.folder) as handle:
         holes = study.folder / "holes.json"
         if not (dry or only):
             holes.unlink(missing_ok=True)  # what failed is tried again
         plan = jobs(study, None if only else {})
+        extra = _outputs(plan, extra)
+        command += extra
         due, wanted = stale(plan if dry else _settled(plan)), _wanted(plan, only, extra)
         if not wanted & set(due):
             print(f"nothing to do: {len(wanted)} jobs are current")
@@ -293,6 +296,14 @@ def _settled(plan: dict[str, Job]) -> dict[str, Job]:
                 said = not print(f"{name} still runs, left behind by a run that was killed: waiting for it", flush=True)
             time.sleep(lives)
     return plan
+
+
+def _outputs(plan: dict[str, Job], extra: Sequence[str]) -> list[str]:
+    """Return arguments of Snakemake, the name of a job or of one of its files turned into the output by which the rules know it."""
+    known = {}
+    for name, job in plan.items():
+        known[name] = known[os.path.splitext(os.path.abspath(job.output))[0]] = str(job.output)
+    return [known.get(one) or known.get(os.path.splitext(os.path.abspath(one))[0]) or one for one in extra]
 
 
 def _wanted(plan: dict[str, Job], only: Sequence[str], extra: Sequence[str]) -> set[str]:
