@@ -78,7 +78,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and what they cost; do nothing.")] = False,
     why: Annotated[bool, typer.Option("--why", help="With --dry-run: why each job runs.")] = False,
     profile: Annotated[str, typer.Option(help="Where: local, gpubox or slurm (profiles/), or a folder.")] = "local",
-    options: Annotated[list[str] | None, typer.Argument(help="After --: options for Snakemake.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(help="After --: jobs, options for Snakemake.")] = None,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
     from fpbench.study import load_study
