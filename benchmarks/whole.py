@@ -2,7 +2,7 @@
 
     python benchmarks/whole.py demo [--jobs 2] [--keep FOLDER]      about 8 minutes
     python benchmarks/whole.py read FOLDER --wall SECONDS           a demo that has run: only the overhead
-    python benchmarks/whole.py test                                 about 15 minutes
+    python benchmarks/whole.py test                                 about 28 minutes, with the real sample
 
 The overhead of the grid is that of a list scheduler: ``grid`` = wall x devices, without the times in which fewer jobs were ready
 than devices, over the sum of the times of all jobs, minus 1. A job is a notebook, timed by papermill from its first cell to its
