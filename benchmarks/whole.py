@@ -1,6 +1,6 @@
 """The long commands, timed whole by hand: the demo from nothing, and ``make test``; and what the grid costs beyond its jobs.
 
-    python benchmarks/whole.py demo [--jobs 2] [--keep FOLDER]      about 8 minutes
+    python benchmarks/whole.py demo [FOLDER] [--jobs 2]             about 8 minutes
     python benchmarks/whole.py read FOLDER --wall SECONDS           a demo that has run: only the overhead
     python benchmarks/whole.py test                                 about 28 minutes, with the real sample
 

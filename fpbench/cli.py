@@ -84,7 +84,7 @@ def run(
     from fpbench.study import load_study
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    extra = ["--profile", str(paths.REPOSITORY / "profiles" / profile), *(options or [])]
+    extra = [*(options or []), "--profile", str(paths.REPOSITORY / "profiles" / profile)]
     raise typer.Exit(_grid().run(load_study(study), study, jobs, names, dry_run or why, why, extra))
 
 

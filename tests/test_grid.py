@@ -177,12 +177,20 @@ def tree(tmp_path_factory):
 
 
 @pytest.mark.parametrize("named", ["02_splits", "results of a test/tiny/splits.csv"])
-def test_a_job_may_be_named_by_its_name_or_by_any_of_its_files(tree, named):
+def test_a_job_may_be_named_by_its_name_or_by_its_output_with_any_ending(tree, named):
     (tree.results / "tiny" / "splits.csv").unlink()
     code, out = tree.call("run", "tiny", "--", named)
     assert "ran: 02_splits\nreused: 1 jobs" in out
     assert "missing" not in out
     assert code == 0
+
+
+def test_a_misspelt_job_is_named_and_nothing_runs(tree):
+    code, out = tree.call("run", "tiny", "--", "02_split", "--quiet")
+    assert "found '02_split'" in out
+    assert "01_cohorts, 02_splits" in out
+    assert "snakemake" not in out
+    assert code != 0
 
 
 def test_a_named_file_that_fails_is_all_that_was_tried(tree):

@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import filter as matching
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -237,8 +238,13 @@ def run(
     dry
         Print the jobs and what they cost, with ``why`` also why they run; run nothing.
     extra
-        Further arguments of Snakemake; if jobs are among them, by name or by one of their files, these jobs and what they need
-        are all that runs.
+        Further arguments of Snakemake; if jobs are among them, by name or by their output (with any ending), these jobs and what
+        they need are all that runs.
+
+    Raises
+    ------
+    InputError
+        ``extra`` begins with what is no job.
     """
     only = [study.encoder_spec(name).name for name in only]
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.REPOSITORY / "Snakefile")
@@ -254,12 +260,10 @@ def run(
     ]
     command += ["--rerun-incomplete", "--keep-going", "--nolock"]
     with nullcontext() if dry else alone(study.folder) as handle:
-        holes = study.folder / "holes.json"
+        plan, holes = jobs(study, None if only else {}), study.folder / "holes.json"
+        command += (extra := _outputs(plan, extra))
         if not (dry or only):
             holes.unlink(missing_ok=True)  # what failed is tried again
-        plan = jobs(study, None if only else {})
-        extra = _outputs(plan, extra)
-        command += extra
         due, wanted = stale(plan if dry else _settled(plan)), _wanted(plan, only, extra)
         if not wanted & set(due):
             print(f"nothing to do: {len(wanted)} jobs are current")
@@ -299,11 +303,15 @@ def _settled(plan: dict[str, Job]) -> dict[str, Job]:
 
 
 def _outputs(plan: dict[str, Job], extra: Sequence[str]) -> list[str]:
-    """Return arguments of Snakemake, the name of a job or of one of its files turned into the output by which the rules know it."""
+    """Return arguments of Snakemake, a job's name or output (``splits.csv`` for ``splits.json``) turned into the output as planned."""
     known = {}
     for name, job in plan.items():
         known[name] = known[os.path.splitext(os.path.abspath(job.output))[0]] = str(job.output)
-    return [known.get(one) or known.get(os.path.splitext(os.path.abspath(one))[0]) or one for one in extra]
+    found = [known.get(one) or known.get(os.path.splitext(os.path.abspath(one))[0]) or one for one in extra]
+    for one in takewhile(lambda word: not word.startswith("-"), found):
+        if one not in known.values():
+            raise InputError(f"expected jobs of this study, or their output: {', '.join(plan)}; found {one!r}")
+    return found
 
 
 def _wanted(plan: dict[str, Job], only: Sequence[str], extra: Sequence[str]) -> set[str]:
