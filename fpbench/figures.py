@@ -238,7 +238,7 @@ def dot_figure(table: pd.DataFrame, column: str, ylabel: str = "macro F1", ylim:
 
 def parts(table: pd.DataFrame) -> Figure:
     """Draw macro F1 of every part of a cohort with its interval; ``table`` of ``shift.by_part``, one protocol and rule."""
-    counts = table["groups"].astype(str) + " patients\n" + table["classes"].astype(str) + " planes"
+    counts = table["groups"].astype(str) + " groups\n" + table["classes"].astype(str) + " planes"
     return dot_figure(table.assign(named=table["part"] + "\n" + counts), "named")
 
 
