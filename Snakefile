@@ -1,8 +1,8 @@
 """The grid as files: one rule per notebook. ``fpbench run STUDY`` calls this; so can you, with any Snakemake option.
 
 A job is stale when its ``key`` changes: cohort files, weights, study fields, code versions, its notebook (``tools/grid.py``).
-Modification times decide nothing. ``priority: 1`` stands on the longest chain, from probing to the gap between the cohorts: the
-other jobs run beside it.
+Modification times decide nothing. ``priority`` puts first what most jobs wait for (probing), then the chain to the
+gap between the cohorts; the longest job that nothing but the report waits for runs beside its end.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 
 from ipykernel.parentpoller import ParentPollerUnix
 
+from fpbench import paths
 from fpbench.cohorts import SOURCES
 from fpbench.encoders.catalogue import CATALOGUE
 from fpbench.study import extension, load_study
@@ -22,8 +23,8 @@ STUDY = load_study(config["study"])
 OUT = STUDY.folder
 ENCODERS = [spec.name for spec in STUDY.encoders]
 PLAN = extension("tools/grid.py").announce(STUDY)  # name of an executed notebook -> key, needs (files)
-# `exec`: no shell stands between a job and a signal; `--parent`: a job ends with the driver
-RUN = f"exec {shlex.quote(sys.executable)} -m fpbench.cli notebook --parent {os.getpid()}"
+# `exec`: no shell stands between a job and a signal; it ends with this process, whose number it gets
+RUN = f"exec {shlex.quote(sys.executable)} -P {shlex.quote(str(paths.REPOSITORY / 'tools' / 'forkserver.py'))} {os.getpid()} fpbench"
 
 # What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
 # checkpoint in the next attempt. Override with Snakemake's own `--set-resources RULE:runtime=600` (minutes), `RULE:mem_mb=64000`.
@@ -78,7 +79,7 @@ rule cohorts:
         mem_mb=8000,
         runtime=120,
     shell:
-        "{RUN} 01_cohorts {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 01_cohorts {log.notebook:q} -p study={config[study]:q}"
 
 
 rule splits:
@@ -96,7 +97,7 @@ rule splits:
         mem_mb=8000,
         runtime=120,
     shell:
-        "{RUN} 02_splits {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 02_splits {log.notebook:q} -p study={config[study]:q}"
 
 
 rule encoders:
@@ -114,7 +115,7 @@ rule encoders:
         mem_mb=megabytes(*ENCODERS),
         runtime=minutes(*ENCODERS, passes=1),
     shell:
-        "{RUN} 03_encoders {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 03_encoders {log.notebook:q} -p study={config[study]:q}"
 
 
 rule linear_probing:
@@ -126,14 +127,14 @@ rule linear_probing:
         key=lambda wildcards: PLAN[f"04_linear_probing.{wildcards.encoder}"]["key"],
     log:
         notebook=OUT / "notebooks" / "04_linear_probing.{encoder}.ipynb",
-    priority: 1
+    priority: 2
     threads: STUDY.threads
     resources:
         gpu=GPU,
         mem_mb=lambda wildcards: megabytes(wildcards.encoder),
         runtime=lambda wildcards: minutes(wildcards.encoder, passes=10),
     shell:
-        "{RUN} 04_linear_probing {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q}"
+        "{RUN} notebook 04_linear_probing {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q}"
 
 
 rule finetuning:
@@ -152,7 +153,7 @@ rule finetuning:
         mem_mb=lambda wildcards: megabytes(wildcards.encoder),
         runtime=lambda wildcards: minutes(wildcards.encoder, passes=training(*wildcards)),
     shell:
-        "{RUN} 05_fine_tuning {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q} -p mode={wildcards.mode}"
+        "{RUN} notebook 05_fine_tuning {log.notebook:q} -p study={config[study]:q} -p encoder={wildcards.encoder:q} -p mode={wildcards.mode}"
 
 
 rule benchmark:
@@ -170,7 +171,7 @@ rule benchmark:
         mem_mb=8000,
         runtime=120,
     shell:
-        "{RUN} 06_benchmark {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 06_benchmark {log.notebook:q} -p study={config[study]:q}"
 
 
 rule cross_population:
@@ -188,7 +189,7 @@ rule cross_population:
         mem_mb=8000,
         runtime=120,
     shell:
-        "{RUN} 07_cross_population {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 07_cross_population {log.notebook:q} -p study={config[study]:q}"
 
 
 rule shortcuts:
@@ -206,7 +207,7 @@ rule shortcuts:
         mem_mb=megabytes(*ENCODERS),
         runtime=minutes(*ENCODERS, passes=10),
     shell:
-        "{RUN} 08_shortcuts {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 08_shortcuts {log.notebook:q} -p study={config[study]:q}"
 
 
 rule label_efficiency:
@@ -218,13 +219,14 @@ rule label_efficiency:
         key=PLAN["09_label_efficiency"]["key"],
     log:
         notebook=OUT / "notebooks" / "09_label_efficiency.ipynb",
+    priority: 1
     threads: STUDY.threads
     resources:
         gpu=GPU,
         mem_mb=megabytes(*ENCODERS),
         runtime=minutes(*ENCODERS, passes=10),
     shell:
-        "{RUN} 09_label_efficiency {log.notebook:q} -p study={config[study]:q}"
+        "{RUN} notebook 09_label_efficiency {log.notebook:q} -p study={config[study]:q}"
 
 
 rule report:
@@ -238,4 +240,4 @@ rule report:
         mem_mb=8000,
         runtime=60,
     shell:
-        "exec {sys.executable:q} -m fpbench.cli report {config[study]:q}"
+        "{RUN} report {config[study]:q}"

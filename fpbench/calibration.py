@@ -8,7 +8,6 @@ cohort, and never sees a test row. ECE, Brier and NLL with intervals by patient 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from fpbench import metrics
 from fpbench.tables import MODEL, told, view_title, views
@@ -24,8 +23,7 @@ def temperatures(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
         z, y = part[task.columns()].to_numpy(np.float64), part["y_true"].to_numpy()
 
         def loss(log: float, z=z, y=y) -> float:
-            scaled = z / np.exp(log)
-            return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(y)), y]).mean())
+            return -float(metrics.log_softmax(z / np.exp(log))[np.arange(len(y)), y].mean())
 
         found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
         rows.append((*key, float(np.exp(found.x))))

@@ -118,14 +118,13 @@ def notebook(
     name: Annotated[str, typer.Argument(help="Name of a notebook, e.g. 04_linear_probing.")],
     output: Annotated[Path, typer.Argument(help="Where the executed copy goes.")],
     parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE, YAML unless it is a text.")] = None,
-    parent: Annotated[int, typer.Option(help="A process; when it ends, so does this one.")] = 0,
 ) -> None:
     """Execute one notebook with papermill; unknown parameters are errors."""
     from fpbench.notebooks import execute
 
     pairs = dict(text.partition("=")[::2] for text in parameter or [])
     with _grid().noted(output.stem):
-        execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, pairs, parent)
+        execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, pairs)
 
 
 def main() -> None:

@@ -54,12 +54,15 @@ def save(figure: Figure, study: Study, name: str) -> None:
     if study.label:
         figure.text(0.0, -0.01, study.label, ha="left", va="top", fontsize=7, color="0.4")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it is laid out once, and drawn five times
-    stamp = study.stamp()
-    formats = {"png": {"Software": None, "Description": stamp}, "pdf": {"CreationDate": None, "Subject": stamp}}
-    for suffix, metadata in formats.items():
+    figure.set_layout_engine("none")  # it is laid out and measured once, and drawn three times
+    box, stamp = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"]), study.stamp()
+    formats = {  # less compression is half the time and a tenth more bytes
+        "png": {"metadata": {"Software": None, "Description": stamp}, "pil_kwargs": {"compress_level": 3}},
+        "pdf": {"metadata": {"CreationDate": None, "Subject": stamp}},
+    }
+    for suffix, options in formats.items():
         with artifacts.atomic(study.folder / "figures" / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, metadata=metadata)
+            figure.savefig(temporary, format=suffix, bbox_inches=box, **options)
     plt.show()
 
 

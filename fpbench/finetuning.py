@@ -212,9 +212,7 @@ class Trainer:
             total = torch.zeros((), device=self.device)
             self.optimiser.zero_grad(set_to_none=True)
             for start, piece in zip(range(0, len(labels), micro), batch.batches(micro), strict=True):
-                torch.manual_seed(
-                    number(self.seed, self.state.epoch, self.state.step, start)
-                )  # for the dropout of LoRA
+                self.sow(number(self.seed, self.state.epoch, self.state.step, start))
                 for path in model.paths:
                     path.coins = piece.coins.to(self.device)
                 x = augmentation.apply(
@@ -234,6 +232,12 @@ class Trainer:
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.recipe.clip)
         self.optimiser.step()
         return total
+
+    def sow(self, seed: int) -> None:
+        """Seed the dropout (of LoRA) as ``torch.manual_seed`` does, which spends a tenth of a small step on devices that are not there."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
 
     def settle(self, pending: list[tuple[Tensor, np.ndarray]], keep: int = 0) -> None:
         """Note the losses that wait, but for the last ``keep``: asking for the newest would make the device wait for us."""

@@ -21,14 +21,27 @@ from fpbench.errors import InputError, MissingError
 from fpbench.study import load_study, plain_yaml
 
 COMPUTING = ("03", "04", "05", "08", "09")  # the notebooks that load an encoder
+EVERY = (
+    "papermill",
+    "ipykernel.kernelapp",
+    "matplotlib.backends.backend_pdf",
+    "fontTools.subset",
+    "fpbench.figures",
+)  # what takes long to import: for every notebook,
+COMPUTING_TOO = (
+    "fpbench.finetuning",
+    "fpbench.inspection",
+    "fpbench.encoders.timm",
+    "fpbench.encoders.open_clip",
+    "peft",
+)
 GRACE = 600  # seconds for a kernel to save its checkpoint; a scheduler's own patience is shorter
+# jsonschema would compile a grammar of web addresses: 2 s for nothing
+sys.modules.setdefault("rfc3987_syntax", None)
 
 
-def execute(source: Path, output: Path, parameters: dict, parent: int = 0) -> None:
+def execute(source: Path, output: Path, parameters: dict) -> None:
     """Execute a notebook and keep the executed copy, also when it fails.
-
-    Given the process id of a ``parent``, this process ends when that one does, as the kernel does when this one ends: after a
-    kill nothing goes on computing.
 
     Raises
     ------
@@ -39,10 +52,7 @@ def execute(source: Path, output: Path, parameters: dict, parent: int = 0) -> No
     SystemExit
         A signal came; the status is 128 plus its number.
     """
-    # jsonschema would compile a grammar of web addresses: 2 s for nothing
-    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
-    from ipykernel.parentpoller import ParentPollerUnix
     from traitlets.config import Config
 
     class Whole(papermill.iorw.LocalHandler):
@@ -63,8 +73,6 @@ def execute(source: Path, output: Path, parameters: dict, parent: int = 0) -> No
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     papermill.iorw.papermill_io.register("/", Whole())
-    if parent:
-        ParentPollerUnix(parent).start()
     device = load_study(parameters.get("study", "demo")).device if source.name.startswith(COMPUTING) else "cpu"
     with ExitStack() as stack:
         if device in ("auto", "cuda") and (names := devices()):

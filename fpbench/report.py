@@ -6,7 +6,9 @@ that the notebooks wrote. What is missing is named, with the notebook that would
 
 import base64
 import io
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,7 @@ from PIL import Image
 
 from fpbench import artifacts, probing, statistics
 from fpbench.errors import MissingError
+from fpbench.images import workers
 from fpbench.recipe import MODES
 from fpbench.study import EncoderSpec, Study
 from fpbench.tables import PROTOCOLS
@@ -74,15 +77,18 @@ def _table(study: Study, name: str, whole: bool = False) -> dict:
 
 def _figures(study: Study, listed: list[dict], **names: str) -> list[dict]:
     """Return the figures of a list as data: URIs, at most WIDEST pixels wide, in a palette of 256 colours."""
-    found = []
-    for one in listed:
-        for path in sorted((study.folder / "figures").glob(one["name"].format(**names) + ".png")):
-            picture, buffer = Image.open(path).convert("RGB"), io.BytesIO()
-            picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
-            picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
-            uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-            found.append({"uri": uri, "width": picture.width, "height": picture.height, "caption": one["caption"]})
-    return found
+    paths = [sorted((study.folder / "figures").glob(one["name"].format(**names) + ".png")) for one in listed]
+    captions = [one["caption"] for one, found in zip(listed, paths, strict=True) for _ in found]
+    with ThreadPoolExecutor(workers()) as pool:
+        return list(pool.map(_figure, chain(*paths), captions))
+
+
+def _figure(path: Path, caption: str) -> dict:
+    picture, buffer = Image.open(path).convert("RGB"), io.BytesIO()
+    picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"uri": uri, "width": picture.width, "height": picture.height, "caption": caption}
 
 
 def _encoder(study: Study, spec: EncoderSpec, listed: list[dict]) -> dict:

@@ -1,10 +1,7 @@
 """Six faults of ``benchmarks/faults.py``, each as small as it can be: what is broken is noticed, and ends with the same bytes."""
 
-import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +13,7 @@ from conftest import start_pipeline
 from test_finetuning import SHORT, Trainer, run, state
 from test_pipeline import bench_of, hashes
 
-from fpbench import artifacts, load_study, notebooks, paths, protocols
+from fpbench import artifacts, load_study, paths, protocols
 from fpbench.study import extension
 
 grid = extension("tools/grid.py")
@@ -62,11 +59,9 @@ def test_a_full_disk_is_an_error_and_the_next_run_goes_on(small_study, tmp_path,
 def test_two_runs_at_once_where_every_lock_is_granted_to_everyone(small_study, tmp_path, monkeypatch):
     """As on some network file systems: work is done twice, and nothing else happens."""
     small_study.write_text(small_study.read_text().replace("[logistic, ridge, knn, sgd]", "[ridge, knn]"))
-    (tmp_path / "shims").mkdir()
-    (tmp_path / "shims" / "sitecustomize.py").write_text("import fcntl\n\nfcntl.flock = lambda *_: None\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "shims"), str(paths.REPOSITORY)]))
     monkeypatch.setenv("FPBENCH_CACHE", str(tmp_path / "cache"))
-    runs = [start_pipeline(small_study, tmp_path / name) for name in ("one", "two", "two")]
+    grant = "import fcntl\nfcntl.flock = lambda *_: None\n"
+    runs = [start_pipeline(small_study, tmp_path / name, grant) for name in ("one", "two", "two")]
     for process in runs:
         out, err = process.communicate(timeout=300)
         assert "done" in out, err
@@ -134,42 +129,6 @@ def test_a_flipped_bit_in_a_checkpoint_costs_one_epoch(tmp_path, monkeypatch, ca
     model, _, _ = run("usfm", tmp_path, recipe=recipe)
     assert epochs[5:] == [0, 1, 2]  # nothing is left to go on from
     assert all(torch.equal(value, state(model)[key]) for key, value in state(whole).items())
-
-
-DRIVER = """
-import subprocess, sys, os
-code = "import sys; from pathlib import Path; from fpbench import notebooks; notebooks.execute(Path(sys.argv[1]), Path(sys.argv[2]), {}, int(sys.argv[3]))"
-subprocess.run([sys.executable, "-c", code, sys.argv[1], sys.argv[2], str(os.getpid())])
-"""
-
-
-def test_nothing_outlives_a_killed_driver_and_the_notebook_it_left_is_whole(tmp_path):
-    import nbformat
-
-    lines = [
-        "pids = ''",
-        f"import os, time; open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')",
-    ]
-    cells = [nbformat.v4.new_code_cell(line) for line in (*lines, "time.sleep(60)")]
-    cells[0].metadata["tags"] = ["parameters"]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
-    command = [sys.executable, "-c", DRIVER, str(tmp_path / "in.ipynb"), str(tmp_path / "out" / "out.ipynb")]
-    driver, until = subprocess.Popen(command), time.monotonic() + 60
-    while not (tmp_path / "pids").is_file() or not (tmp_path / "pids").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    pids, until = [int(word) for word in (tmp_path / "pids").read_text().split()], time.monotonic() + 15
-    while any(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
-        assert time.monotonic() < until, "the job or its kernel goes on"
-        time.sleep(0.05)
-    assert json.loads((tmp_path / "out" / "out.ipynb").read_text())["cells"]
-    cells[2].source = "done = 1"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
-    notebooks.execute(tmp_path / "in.ipynb", tmp_path / "out" / "out.ipynb", {})
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["out.ipynb"]
 
 
 def test_a_second_driver_on_one_folder_waits_for_the_first(tmp_path, capsys):

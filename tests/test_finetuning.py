@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import OPENING
+from conftest import OPENING, Fork
 from safetensors.torch import load_file
 
 from fpbench import adaptation, augmentation, finetuning, load_study, make_splits, predictions, protocols
@@ -496,8 +494,8 @@ def test_killed_processes_leave_what_the_next_one_finishes_with_the_same_bytes(s
     (tmp_path / "tuned.yaml").write_text(TUNED.format(split="official", **small).replace("epochs: 2", "epochs: 6"))
 
     def start(results):
-        env = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / results), "FPBENCH_CACHE": str(tmp_path / "cache")}
-        return subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path / "tuned.yaml")], env=env)
+        places = {"FPBENCH_RESULTS": str(tmp_path / results), "FPBENCH_CACHE": str(tmp_path / "cache")}
+        return Fork(PROCESS, str(tmp_path / "tuned.yaml"), **places)
 
     def rows(results):
         files = sorted((tmp_path / results).rglob("predictions/**/*.parquet"))

@@ -35,8 +35,10 @@ EXECUTE = '''
 """Executes a notebook of the tests where it is: no kernel, no papermill."""
 import json
 
+EVERY = COMPUTING_TOO = ()
 
-def execute(source, output, parameters, parent=0):
+
+def execute(source, output, parameters):
     cells = ["".join(cell["source"]) for cell in json.loads(source.read_text())["cells"]]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(source.read_text())
@@ -104,7 +106,7 @@ class Tree:
         shutil.copy(paths.REPOSITORY / "Snakefile", folder)
         for name in ("notebooks", "studies", "tools"):
             (folder / name).mkdir()
-        for name in ("grid.py", "grid.yaml"):
+        for name in ("grid.py", "grid.yaml", "forkserver.py"):
             shutil.copy(paths.REPOSITORY / "tools" / name, folder / "tools")
         (folder / "fpbench" / "notebooks.py").write_text(EXECUTE)
         for name, cell in CELLS.items():

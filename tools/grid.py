@@ -27,7 +27,7 @@ import yaml
 
 from fpbench import artifacts, paths, progress
 from fpbench.errors import InputError
-from fpbench.study import Study
+from fpbench.study import Study, extension
 
 PLAN = "FPBENCH_PLAN"  # names the file in which a job finds its parts
 LIBRARY, LOCK = paths.REPOSITORY / "fpbench", ".run.lock"
@@ -272,7 +272,7 @@ def run(
             return _rehearse(study, command, plan, wanted, due, why)
         for name in wanted:
             plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
-        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], pass_fds=[handle])
+        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], handle)
         left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
         for job in left if not only else []:
             after = [f"after {need}: {why}" for need in job.needs if (why := plan[need].failure())]
@@ -285,7 +285,7 @@ def run(
             artifacts.write_json(holes, gone) if gone else holes.unlink(missing_ok=True)
             plan = jobs(study)
             wanted, rest = set(plan), {name for name in plan if plan[name].hole not in gone}
-            _snakemake(study, command, plan, rest, ["--quiet", "rules"], pass_fds=[handle])
+            _snakemake(study, command, plan, rest, ["--quiet", "rules"], handle)
     return _conclude(study, asked, plan, wanted)
 
 
@@ -323,7 +323,15 @@ def _wanted(plan: dict[str, Job], only: Sequence[str], extra: Sequence[str]) -> 
     return found
 
 
-def _snakemake(study: Study, command: list[str], plan: dict[str, Job], wanted: set[str], more: list[str], **options):
+def _snakemake(
+    study: Study,
+    command: list[str],
+    plan: dict[str, Job],
+    wanted: set[str],
+    more: list[str],
+    handle: int = 0,
+    **options,
+):
     """Let Snakemake make what is wanted; it is told which files that are there are not current."""
     announce(study, plan)
     forced = [str(plan[name].output) for name in stale(plan) if name in wanted and plan[name].output.exists()]
@@ -331,7 +339,9 @@ def _snakemake(study: Study, command: list[str], plan: dict[str, Job], wanted: s
     command = [one for one in command if one not in targets]  # the user may have named some
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
     print(shlex.join(command), flush=True)
-    return subprocess.run(command, check=False, text=True, **options)
+    if handle and str(paths.REPOSITORY / "profiles" / "local") in command:
+        return extension("tools/forkserver.py").serve(command, handle)
+    return subprocess.run(command, check=False, text=True, pass_fds=[handle] if handle else [], **options)
 
 
 def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) -> int:

@@ -5,6 +5,7 @@ the same columns, one row per image.
 """
 
 import csv
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from fpbench.errors import InputError, MissingError
 COLUMNS = (
     "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
-PLAIN = r"(?![=+@-].)[^\x00-\x1f\x7f-\x9f]{0,200}"  # of a cell: short, printable, no formula to a spreadsheet
+# of a cell: short, printable, no formula to a spreadsheet
+PLAIN = re.compile(r"(?![=+@-].)[^\x00-\x1f\x7f-\x9f]{0,200}")
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
 def check_plain(frame: pd.DataFrame, path: Path | str) -> None:
     """Raise InputError for a cell that is not PLAIN: cells go into names, messages, and tables that spreadsheets open."""
     for column, cells in frame.items():
-        distinct = cells.dropna().drop_duplicates()
-        if len(odd := distinct[~distinct.str.fullmatch(PLAIN)]):
+        if odd := [one for one in cells.dropna().unique() if not PLAIN.fullmatch(one)]:
+            odd = cells[cells.isin(odd)].drop_duplicates()
             problem = f"expected short printable text without =, +, - or @ in front, found {column} {odd.iat[0][:40]!r}"
             raise rows_error(path, odd, problem)
 
