@@ -137,14 +137,16 @@ def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run) -
         "n_patients": train["patient"].nunique(),
         "seed": bench.study.seed,
     } | run
-    parts = [(bench.home, fold.validation, "val"), (bench.home, fold.test, "test")]
+    parts = [(bench.home, {"val": fold.validation, "test": fold.test})]
     for cohort in bench.external:
         usable = np.array(bench.task.codes(cohort.frame[bench.task.label])) >= 0
-        parts.append((cohort, np.flatnonzero(usable), "test"))
-    tables = [
-        predictions.rows(cohort, bench.task, positions, answers(cohort, positions), split=split, **run)
-        for cohort, positions, split in parts
-    ]
+        parts.append((cohort, {"test": np.flatnonzero(usable)}))
+    tables = []
+    for cohort, named in parts:
+        split = np.repeat(list(named), [len(positions) for positions in named.values()])
+        logits = np.concatenate([answers(cohort, positions) for positions in named.values()])
+        positions = np.concatenate(list(named.values()))
+        tables.append(predictions.rows(cohort, bench.task, positions, logits, split=split, **run))
     return pd.concat(tables)
 
 

@@ -49,6 +49,8 @@ def serve(command: list[str], handle: int) -> None:
         except BaseException:
             snakemake.kill()
             raise
+        finally:
+            gc.unfreeze()  # else libraries call it a leak at the end
 
 
 def _import(names: tuple[str, ...]) -> None:
