@@ -1,8 +1,8 @@
 """The long commands, timed whole by hand: the demo from nothing, and ``make test``; and what the grid costs beyond its jobs.
 
-    python benchmarks/whole.py demo [FOLDER] [--jobs 2]             about 8 minutes
+    python benchmarks/whole.py demo [FOLDER] [--jobs 2]             about 6 minutes
     python benchmarks/whole.py read FOLDER --wall SECONDS           a demo that has run: only the overhead
-    python benchmarks/whole.py test                                 about 28 minutes, with the real sample
+    python benchmarks/whole.py test                                 about 25 minutes, with the real sample
 
 The overhead of the grid is that of a list scheduler: ``grid`` = wall x devices, without the times in which fewer jobs were ready
 than devices, over the sum of the times of all jobs, minus 1. A job is a notebook, timed by papermill from its first cell to its
