@@ -224,10 +224,10 @@ def _ask(connection: socket.socket, parent: int) -> int:
             if not (part := connection.recv(64)):
                 return 128 + signal.SIGKILL
             said += part
-            pid, _, code = said.partition(b"\n")
+            pid, told, code = said.partition(b"\n")
             if code:
                 return code[0]
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT) if told else ():
                 signal.signal(number, lambda number, _, pid=int(pid): os.kill(pid, number))
     return 1
 
