@@ -57,6 +57,8 @@ def _import(names: tuple[str, ...]) -> None:
     for name in names:
         with suppress(ImportError):  # the job that needs it will say so
             import_module(name)
+    if cv2 := sys.modules.get("cv2"):
+        cv2.setNumThreads(1)  # ends threads that drawing phantoms may have begun: a fork would wait for them for ever
     gc.freeze()  # no fork goes through all this again to find what could be freed
 
 
