@@ -4,7 +4,8 @@ BIN := .venv/bin
 
 FRESH := $(CURDIR)/results/fresh
 SHOWN := resnet50-mini
-NBVAL := -o filterwarnings= -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+NBVAL := -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
 .PHONY: install demo test test-slurm fuzz lint lock notebooks figures clean
 
@@ -20,10 +21,9 @@ install: .venv/installed  ## make .venv from the lock
 demo: install  ## the whole benchmark on phantoms, offline
 	$(BIN)/fpbench run demo --jobs 2
 
-test: install lint  ## everything that CI runs: tests, then the demo, then the committed notebooks against it
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+test: install lint  ## everything that CI runs: the demo, then the tests and the committed notebooks against it
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
-	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(NBVAL) notebooks/*.ipynb
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(PARALLEL) $(NBVAL) tests notebooks/*.ipynb
 
 test-slurm: install  ## the grid through a real Slurm that is started here; needs root, and says so
 	$(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm/grid.py

@@ -323,17 +323,17 @@ def words(process: psutil.Process) -> str:
 def part_of(process: psutil.Process) -> str:
     """Return what a process is: the name of a job, kernel, driver, or nothing of these."""
     line = words(process)
-    if "forkserver.py" in line:
-        return " ".join(map("".join, re.findall(r" notebook (\w+)|encoder=(\S+)", line)))
     if line[:1] == "0":  # a fork bears the name of its job, and so does the kernel that is forked from it
         number, _, encoder = (name := line.partition(" /")[0]).partition(" ")
         with suppress(psutil.NoSuchProcess):
             if words(process.parent()).startswith(f"{name} /"):
                 return "kernel"
         return next((job for job in JOBS if job[:2] == number and (job.partition(" ")[2].startswith(encoder))), "")
-    if "ipykernel_launcher" in line:
-        return "kernel"
-    return "driver" if any(mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake")) else ""
+    if any(mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake", "forkserver.py serve")):
+        return "driver"
+    if "forkserver.py" in line:
+        return " ".join(map("".join, re.findall(r" notebook (\w+)|encoder=(\S+)", line)))
+    return "kernel" if "ipykernel_launcher" in line else ""
 
 
 def job_of(process: psutil.Process) -> str:

@@ -86,7 +86,7 @@ def _figures(study: Study, listed: list[dict], **names: str) -> list[dict]:
 def _figure(path: Path, caption: str) -> dict:
     picture, buffer = Image.open(path).convert("RGB"), io.BytesIO()
     picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
     uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return {"uri": uri, "width": picture.width, "height": picture.height, "caption": caption}
 

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -33,8 +34,25 @@ FIRST = (
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that parallel workers end together."""
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    """The longest files first, so that parallel workers end together; the libraries that execute notebooks may warn."""
+    last = len(FIRST)
+    items.sort(
+        key=lambda item: (item.path.suffix == ".py", FIRST.index(item.path.stem) if item.path.stem in FIRST else last)
+    )
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+class Scheduler(LoadFileScheduling):
+    """A test file goes to one worker, and so do all committed notebooks, in number order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "notebooks" if ".ipynb::" in nodeid else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduler(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,12 @@ from fpbench import paths
 SERVER = paths.REPOSITORY / "tools" / "forkserver.py"
 DRIVER = """
 import json, os, subprocess, sys
-from fpbench import notebooks
+from contextlib import nullcontext
 from fpbench.study import extension
 
-notebooks.COMPUTING_TOO = ()  # no notebook of these tests needs them
 forked, command = json.loads(sys.argv[1])
-if forked:
-    extension("tools/forkserver.py").serve(command, os.open(os.devnull, os.O_RDONLY))
-else:
-    subprocess.run(command)
+with extension("tools/forkserver.py").listening() if forked else nullcontext({}) as address:
+    subprocess.run(command, env={**os.environ, **address})
 """
 SNAKEMAKE = """
 import json, os, subprocess, sys
@@ -98,18 +95,21 @@ def test_an_error_in_a_forked_job_is_the_commands(tmp_path):
 
 @pytest.mark.parametrize(
     ("forked", "victim"),
-    [(True, name) for name in ("driver", "Snakemake", "command", "fork", "kernel")]
+    [(True, name) for name in ("driver", "server", "Snakemake", "command", "fork", "kernel")]
     + [(False, "Snakemake"), (False, "command")],
 )
 def test_none_of_the_processes_outlives_another_and_the_notebook_they_left_is_whole(tmp_path, forked, victim):
     driver = start(tmp_path, forked, PIDS, "time.sleep(100)")
     kernel, job = map(int, wait_for(tmp_path / "pids", driver).split())
-    (snakemake,) = [one for one in psutil.Process(driver.pid).children() if SNAKEMAKE in one.cmdline()]
+    children = psutil.Process(driver.pid).children()
+    (snakemake,) = [one for one in children if SNAKEMAKE in one.cmdline()]
+    (server,) = [one for one in children if one != snakemake] or [snakemake]
     (command,) = snakemake.children()
     assert (command.pid == job) is not forked
-    assert psutil.Process(job).ppid() == (driver if forked else snakemake).pid
+    assert psutil.Process(job).ppid() == server.pid != driver.pid  # a process that has computed cannot be forked safely
     numbers = {"driver": driver.pid, "Snakemake": snakemake.pid, "command": command.pid, "fork": job, "kernel": kernel}
-    others = [psutil.Process(numbers[name]) for name in ("command", "fork", "kernel")]
+    numbers["server"] = server.pid
+    others = [psutil.Process(numbers[name]) for name in ("command", "fork", "kernel", *["server"] * forked)]
     os.kill(numbers[victim], signal.SIGKILL)
     if victim == "driver":
         snakemake.kill()  # the real one watches the driver by itself (Snakefile)

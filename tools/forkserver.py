@@ -1,16 +1,18 @@
-"""One import for all jobs of a run: they and their kernels are forked from the driver instead of started anew.
+"""One import for all jobs of a run: they and their kernels are forked from a server instead of started anew.
 
 Every notebook needs two processes, and importing Jupyter, torch, timm and scikit-learn into them takes ten seconds of a processor: more
-than what a small job computes. So ``fpbench run`` imports once and listens (``serve``) while Snakemake runs. The command of a job,
-``python tools/forkserver.py PARENT fpbench notebook ...``, asks for a fork with its own arguments, folder, environment and streams,
-passes signals on, and ends as the fork does. Whichever goes first, Snakemake (``PARENT``), the command, the fork or the driver, the others
-follow. A fork in turn forks its kernel, before it has a thread. Where nobody listens (a scheduler's node, a machine with a
-GPU, which a forked process could not use) the command does the work itself.
+than what a small job computes. So ``fpbench run`` starts a process that imports once and listens (``listening``) while Snakemake runs.
+It does nothing else: a process that has computed may have threads and locks that no fork survives (OpenCV's wait for ever). The command
+of a job, ``python tools/forkserver.py PARENT fpbench notebook ...``, asks for a fork with its own arguments, folder, environment and
+streams, passes signals on, and ends as the fork does. Whichever goes first, the driver, the server, Snakemake (``PARENT``), the command
+or the fork, the others follow. A fork in turn forks its kernel, before it has a thread. Where nobody listens (a scheduler's node, a
+machine with a GPU, which a forked process could not use) the command does the work itself.
 """
 
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +20,8 @@ import sys
 import tempfile
 import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -26,52 +29,58 @@ ADDRESS = "FPBENCH_FORKSERVER"  # names the socket
 PAUSE = 0.2  # seconds between two looks at whether the others are alive
 
 
-def serve(command: list[str], handle: int) -> None:
-    """Run Snakemake, which holds on to ``handle``, and fork a job whenever one asks."""
-    from fpbench import notebooks
-
+@contextmanager
+def listening() -> Iterator[dict[str, str]]:
+    """Have a server as long as the context lasts; it yields what the environment of its clients needs, nothing where none can be."""
     if sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")):
-        subprocess.run(command, check=False, pass_fds=[handle])
+        yield {}
         return
     with tempfile.TemporaryDirectory(prefix="fpbench") as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address := f"{folder}/socket")
-        listener.listen()
-        listener.settimeout(PAUSE)
-        snakemake, jobs = subprocess.Popen(command, pass_fds=[handle], env={**os.environ, ADDRESS: address}), set()
+        listener.listen()  # whoever comes before the server has imported waits
+        # by its last word the grid knows that a process is ours
+        command = [sys.executable, "-P", __file__, "serve", str(number := listener.fileno()), "fpbench"]
+        # it ends when its standard input does; a session of its own: the terminal's signals reach jobs through their commands
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], start_new_session=True)
+        listener.close()  # should the server die, commands find nobody
         try:
-            _import(notebooks.EVERY)
-            while snakemake.poll() is None:
-                with suppress(TimeoutError):
-                    connection, _ = listener.accept()
-                    jobs.add(_fork(connection, listener, handle))
-                    _import(notebooks.COMPUTING_TOO)  # beside the first job, which needs none of it
-                jobs = {job for job in jobs if not os.waitpid(job, os.WNOHANG)[0]}
-        except BaseException:
-            snakemake.kill()
-            raise
+            yield {ADDRESS: address}
         finally:
-            gc.unfreeze()  # else libraries call it a leak at the end
+            server.kill()
+            server.communicate()
+
+
+def _serve(number: int) -> None:
+    """Fork a job whenever a client asks, until the standard input ends."""
+    from fpbench import notebooks
+
+    listener, jobs = socket.socket(fileno=number), set()
+    _import(notebooks.EVERY)
+    while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], PAUSE)[0]):
+        if ready:
+            jobs.add(_fork(listener))
+            _import(notebooks.COMPUTING_TOO)  # beside the first job, which needs none of it
+        jobs = {job for job in jobs if not os.waitpid(job, os.WNOHANG)[0]}
+    os._exit(0)  # what is frozen, libraries would call a leak
 
 
 def _import(names: tuple[str, ...]) -> None:
     for name in names:
         with suppress(ImportError):  # the job that needs it will say so
             import_module(name)
-    if cv2 := sys.modules.get("cv2"):
-        cv2.setNumThreads(1)  # ends threads that drawing phantoms may have begun: a fork would wait for them for ever
     gc.freeze()  # no fork goes through all this again to find what could be freed
 
 
-def _fork(connection: socket.socket, listener: socket.socket, handle: int) -> int:
-    """Return the process id of a fork, which does what its client asks, and ends."""
+def _fork(listener: socket.socket) -> int:
+    """Return the process id of a fork, which does what the next client asks, and ends."""
+    connection, _ = listener.accept()
     with connection:
         if pid := os.fork():
             return pid
         code = 1
         try:
-            os.setpgid(0, 0)  # the terminal's signals come through the client
+            os.setpgid(0, 0)
             listener.close()
-            os.close(handle)
             code = _work(connection)
             connection.sendall(bytes([code]))
         finally:
@@ -193,7 +202,9 @@ class Kernel:
 
 
 def main() -> None:
-    """Have a command done by a fork of the driver, or do it here; end when the parent does."""
+    """Be the server, or have a command done by a fork of it, or do it here; end when the parent does."""
+    if sys.argv[1] == "serve":
+        _serve(int(sys.argv[2]))
     parent, sys.argv = int(sys.argv[1]), sys.argv[2:]
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -215,7 +226,7 @@ def _alone(parent: int) -> None:
 
 
 def _ask(connection: socket.socket, parent: int) -> int:
-    """Ask the driver for a fork and return its exit code."""
+    """Ask the server for a fork and return its exit code."""
     asked = {"arguments": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}
     socket.send_fds(connection, [b" "], [0, 1, 2])
     connection.sendall(json.dumps(asked).encode() + b"\n")

@@ -339,9 +339,10 @@ def _snakemake(
     command = [one for one in command if one not in targets]  # the user may have named some
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
     print(shlex.join(command), flush=True)
-    if handle and str(paths.REPOSITORY / "profiles" / "local") in command:
-        return extension("tools/forkserver.py").serve(command, handle)
-    return subprocess.run(command, check=False, text=True, pass_fds=[handle] if handle else [], **options)
+    here = handle and str(paths.REPOSITORY / "profiles" / "local") in command
+    with extension("tools/forkserver.py").listening() if here else nullcontext({}) as address:
+        options |= {"env": {**os.environ, **address}, "pass_fds": [handle] if handle else []}
+        return subprocess.run(command, check=False, text=True, **options)
 
 
 def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 from fpbench.encoders.tower import Mean, Tower
 
-MINI = {"dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}
+MINI = {"stem": 8, "dims": (8, 16, 32, 48), "depths": (1, 1, 1, 2), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}  # fmt: skip
 
 
 class Stripes(nn.Module):
@@ -72,13 +72,11 @@ class Merge(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, S, S) in [0, 1] to the last stage's map (B, S/32, S/32, C), not normalised."""
 
-    def __init__(
-        self, dims=(64, 128, 256, 512), depths=(2, 4, 32, 2), heads=(2, 4, 8, 16), stripes=(1, 2, 7, 7), side: int = 56
-    ) -> None:
+    def __init__(self, stem=32, dims=(64, 128, 256, 512), depths=(2, 4, 32, 2), heads=(2, 4, 8, 16), stripes=(1, 2, 7, 7), side=56) -> None:  # fmt: skip
         super().__init__()
-        first, second, sharpen = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 1, 1), nn.InstanceNorm2d(32)
+        first, second, sharpen = nn.Conv2d(3, stem, 3, 2, 1), nn.Conv2d(stem, stem, 3, 1, 1), nn.InstanceNorm2d(stem)
         self.stage0_conv_embed = nn.Sequential(first, sharpen, nn.LeakyReLU(0.01), second, sharpen, nn.LeakyReLU(0.01))
-        for stage, (before, dim) in enumerate(zip((32, *dims), dims, strict=False)):
+        for stage, (before, dim) in enumerate(zip((stem, *dims), dims, strict=False)):
             self.add_module(f"merge{stage}", Merge(before, dim))
             blocks = (Block(dim, heads[stage], stripes[stage], side >> stage) for _ in range(depths[stage]))
             self.add_module(f"stage{stage + 1}", nn.Sequential(*blocks))
