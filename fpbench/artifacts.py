@@ -178,8 +178,9 @@ def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.n
                 ):  # else another process, to whom the lock was granted too, has made it and cleared up
                     raise
             array = _open(path)
-    if array is None:
-        raise InputError(f"{path} could not be read back after it was written: is the disk failing?")
+    if array is None:  # damaged; or gone, if another process has made the whole of which it is a part
+        with open(path), open(sidecar(path)):
+            raise InputError(f"{path} could not be read back after it was written: is the disk failing?")
     return array
 
 

@@ -73,6 +73,36 @@ def test_cached_array_is_built_once_per_key_and_rebuilt_when_a_byte_flips(tmp_pa
     assert log.read_text().count("built") == 3
 
 
+def _five(path):
+    with open(path, "wb") as handle:
+        np.save(handle, np.arange(5))
+
+
+def test_a_part_may_vanish_once_another_process_has_made_the_whole(tmp_path, monkeypatch):
+    """Where a lock is granted to everyone, the other one clears up between our writing and our reading."""
+    parts, whole, commit = tmp_path / "parts", tmp_path / f"{artifacts.digest({'a': 1})[:32]}.npy", artifacts.commit
+
+    def overtaken(path, about):
+        commit(path, about)
+        if path.parent == parts:
+            _five(whole)
+            commit(whole, {"key": {"a": 1}})
+            artifacts.discard(parts)
+
+    def build(path):
+        artifacts.cached_array(parts, {"part": 1}, _five)
+
+    monkeypatch.setattr(artifacts, "commit", overtaken)
+    assert artifacts.cached_array(tmp_path, {"a": 1}, build).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_an_array_that_reads_back_otherwise_than_it_was_written_is_an_error(tmp_path, monkeypatch):
+    commit = artifacts.commit
+    monkeypatch.setattr(artifacts, "commit", lambda path, about: commit(path, about) or path.write_bytes(b"other"))
+    with pytest.raises(InputError, match="could not be read back"):
+        artifacts.cached_array(tmp_path, {"a": 1}, _five)
+
+
 def test_two_processes_on_one_key_build_it_once(tmp_path):
     log = tmp_path / "log"
     jobs = [
