@@ -17,10 +17,11 @@ SERVER = paths.REPOSITORY / "tools" / "forkserver.py"
 DRIVER = """
 import json, os, subprocess, sys
 from contextlib import nullcontext
-from fpbench.study import extension
+sys.path.insert(0, os.path.dirname(sys.argv[2]))
+from forkserver import listening
 
 forked, command = json.loads(sys.argv[1])
-with extension("tools/forkserver.py").listening() if forked else nullcontext({}) as address:
+with listening(["papermill", "ipykernel.kernelapp", "pandas", "matplotlib"], []) if forked else nullcontext({}) as address:
     subprocess.run(command, env={**os.environ, **address})
 """
 SNAKEMAKE = """
@@ -49,7 +50,7 @@ def start(tmp_path, forked, *cells, **environment):
     ]
     command = [sys.executable, "-c", SNAKEMAKE, json.dumps([*job, "-p", "given=a text"])]
     env = {**os.environ, **environment}
-    line = [sys.executable, "-c", DRIVER, json.dumps([forked, command]), "fpbench"]
+    line = [sys.executable, "-c", DRIVER, json.dumps([forked, command]), str(SERVER), "fpbench"]
     return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -30,8 +30,14 @@ PAUSE = 0.2  # seconds between two looks at whether the others are alive
 
 
 @contextmanager
-def listening() -> Iterator[dict[str, str]]:
-    """Have a server as long as the context lasts; it yields what the environment of its clients needs, nothing where none can be."""
+def listening(every: Sequence[str], later: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Have a server as long as the context lasts; it yields what the environment of its clients needs, nothing where none can be.
+
+    Parameters
+    ----------
+    every, later
+        Modules that it imports before the first fork, and after.
+    """
     if sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")):
         yield {}
         return
@@ -39,7 +45,8 @@ def listening() -> Iterator[dict[str, str]]:
         listener.bind(address := f"{folder}/socket")
         listener.listen()  # whoever comes before the server has imported waits
         # by its last word the grid knows that a process is ours
-        command = [sys.executable, "-P", __file__, "serve", str(number := listener.fileno()), "fpbench"]
+        words = ["serve", str(number := listener.fileno()), ",".join(every), ",".join(later), "fpbench"]
+        command = [sys.executable, "-P", __file__, *words]
         # it ends when its standard input does; a session of its own: the terminal's signals reach jobs through their commands
         server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], start_new_session=True)
         listener.close()  # should the server die, commands find nobody
@@ -50,23 +57,21 @@ def listening() -> Iterator[dict[str, str]]:
             server.communicate()
 
 
-def _serve(number: int) -> None:
+def _serve(number: str, every: str, later: str, _) -> None:
     """Fork a job whenever a client asks, until the standard input ends."""
-    from fpbench import notebooks
-
-    listener, jobs = socket.socket(fileno=number), set()
-    _import(notebooks.EVERY)
+    listener, jobs = socket.socket(fileno=int(number)), set()
+    _import(every)
     while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], PAUSE)[0]):
         if ready:
             jobs.add(_fork(listener))
-            _import(notebooks.COMPUTING_TOO)  # beside the first job, which needs none of it
+            _import(later)  # beside the first job, which needs none of it
         jobs = {job for job in jobs if not os.waitpid(job, os.WNOHANG)[0]}
     os._exit(0)  # what is frozen, libraries would call a leak
 
 
-def _import(names: tuple[str, ...]) -> None:
-    for name in names:
-        with suppress(ImportError):  # the job that needs it will say so
+def _import(names: str) -> None:
+    for name in names.split(","):
+        with suppress(ImportError, ValueError):  # the job that needs it will say so; there may be none
             import_module(name)
     gc.freeze()  # no fork goes through all this again to find what could be freed
 
@@ -204,7 +209,7 @@ class Kernel:
 def main() -> None:
     """Be the server, or have a command done by a fork of it, or do it here; end when the parent does."""
     if sys.argv[1] == "serve":
-        _serve(int(sys.argv[2]))
+        _serve(*sys.argv[2:])
     parent, sys.argv = int(sys.argv[1]), sys.argv[2:]
     with socket.socket(socket.AF_UNIX) as connection:
         try:

@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from fpbench import artifacts, paths, progress
+from fpbench import artifacts, notebooks, paths, progress
 from fpbench.errors import InputError
 from fpbench.study import Study, extension
 
@@ -340,7 +340,8 @@ def _snakemake(
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
     print(shlex.join(command), flush=True)
     here = handle and str(paths.REPOSITORY / "profiles" / "local") in command
-    with extension("tools/forkserver.py").listening() if here else nullcontext({}) as address:
+    names = notebooks.EVERY, notebooks.COMPUTING_TOO
+    with extension("tools/forkserver.py").listening(*names) if here else nullcontext({}) as address:
         options |= {"env": {**os.environ, **address}, "pass_fds": [handle] if handle else []}
         return subprocess.run(command, check=False, text=True, **options)
 

@@ -30,6 +30,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -46,6 +47,8 @@ from fpbench.artifacts import lock
 from fpbench.cohorts import africa, register_cohort, spain
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
+from fpbench.images import workers
+from fpbench.progress import Progress
 
 VERSION = 1  # raise it whenever a byte of the output changes
 CAUSE_FIELDS = {  # of `Setting`
@@ -757,22 +760,27 @@ def _json(manifest: dict) -> bytes:
 
 def _write(folder: Path, manifest: dict, entries: list[Entry]) -> None:
     """Write pictures, label table and manifest."""
+    for parent in {(folder / entry.path).parent for entry in entries}:
+        parent.mkdir(parents=True)
+    drawn = [entry for entry in entries if not entry.copy]
+    with ThreadPoolExecutor(workers()) as pool:
+        list(Progress(pool.map(partial(_draw, folder), drawn), total=len(drawn), desc="drawing phantoms", unit="image"))
     for entry in entries:
-        path = folder / entry.path
-        path.parent.mkdir(parents=True, exist_ok=True)
         if entry.copy:
-            shutil.copyfile(folder / entry.copy, path)
-            continue
-        picture = draw_plane(*entry.recipe)
-        if entry.tints:
-            bands = [picture.point([round(value * tint) for value in range(256)]) for tint in entry.tints]
-            picture = Image.merge("RGB", bands)
-        picture.save(path, compress_level=1)
+            shutil.copyfile(folder / entry.copy, folder / entry.path)
     kind = KINDS[manifest["kind"]]
     with open(folder / kind["file"], "w", encoding="ascii", newline="") as handle:
         table = csv.writer(handle, delimiter=kind["delimiter"], lineterminator="\n")
         table.writerows([kind["columns"], *(entry.row for entry in entries)])
     (folder / "phantom.json").write_bytes(_json(manifest))
+
+
+def _draw(folder: Path, entry: Entry) -> None:
+    picture = draw_plane(*entry.recipe)
+    if entry.tints:
+        bands = [picture.point([round(value * tint) for value in range(256)]) for tint in entry.tints]
+        picture = Image.merge("RGB", bands)
+    picture.save(folder / entry.path, compress_level=1)
 
 
 def source(real: Source, kind: str, counts: dict[str, dict[str, int]]) -> Source:
