@@ -29,7 +29,7 @@ AFRICAN = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
 
 FIRST = (
     "test_notebooks", "test_encoders_golden", "test_grid", "test_pipeline", "test_profiles", "test_hostile", "test_faults",
-    "test_demo", "test_finetuning", "test_benchmarks", "test_phantom",
+    "test_forkserver", "test_demo", "test_finetuning", "test_shortcuts", "test_report", "test_benchmarks", "test_phantom",
 )  # fmt: skip
 
 

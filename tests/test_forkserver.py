@@ -121,7 +121,7 @@ def test_none_of_the_processes_outlives_another_and_the_notebook_they_left_is_wh
     assert json.loads((tmp_path / "out" / "out.ipynb").read_text())["cells"]
     if victim == "command":
         assert "code 0" in start(tmp_path, forked, "done = 1").communicate(timeout=120)[0]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["out.ipynb"]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["out.ipynb"]  # what a kill left is cleared up
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
