@@ -101,8 +101,6 @@ rule splits:
 
 
 rule encoders:
-    input:
-        rules.cohorts.output,
     output:
         OUT / "encoders.csv",
     params:
