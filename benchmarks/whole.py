@@ -1,7 +1,7 @@
 """The long commands, timed whole by hand: the demo from nothing, and ``make test``; and what the grid costs beyond its jobs.
 
     python benchmarks/whole.py demo [FOLDER] [--jobs 2]             about 6 minutes
-    python benchmarks/whole.py read FOLDER --wall SECONDS           a demo that has run: only the overhead
+    python benchmarks/whole.py read FOLDER --wall SECONDS           a demo that was timed by hand
     python benchmarks/whole.py test [--wall SECONDS]                15 to 25 minutes; or one that was timed by hand in a fresh clone
 
 The overhead of the grid is that of a list scheduler: ``grid`` = wall x devices, without the times in which fewer jobs were ready
@@ -75,7 +75,7 @@ def main() -> None:
                 command = [sys.executable, "-m", "fpbench.cli", "run", "demo", "--jobs", str(args.jobs)]
                 folders = {f"FPBENCH_{name.upper()}": str(place / name) for name in ("results", "cache", "data")}
                 wall = timed(command, **folders)
-                found.append(entry("demo", f"demo, {args.jobs} jobs at once", "wall min", wall / 60, value=wall / 60))
+            found.append(entry("demo", f"demo, {args.jobs} jobs at once", "wall min", wall / 60, value=wall / 60))
             facts = overhead(jobs_of(place), wall, args.jobs)
         case = (
             f"demo, {facts['jobs']} notebooks, {args.jobs} at once: wall x devices over the sum of notebooks, minus 1"
