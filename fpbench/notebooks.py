@@ -21,20 +21,9 @@ from fpbench.errors import InputError, MissingError
 from fpbench.study import load_study, plain_yaml
 
 COMPUTING = ("03", "04", "05", "08", "09")  # the notebooks that load an encoder
-EVERY = (
-    "papermill",
-    "ipykernel.kernelapp",
-    "matplotlib.backends.backend_pdf",
-    "fontTools.subset",
-    "fpbench.figures",
-)  # what takes long to import: for every notebook,
-COMPUTING_TOO = (
-    "fpbench.finetuning",
-    "fpbench.inspection",
-    "fpbench.encoders.timm",
-    "fpbench.encoders.open_clip",
-    "peft",
-)
+# what takes long to import: for every notebook, and for those
+EVERY = ("papermill", "ipykernel.kernelapp", "matplotlib.backends.backend_pdf", "fontTools.subset", "fpbench.figures")
+COMPUTING_TOO = ("fpbench.finetuning", "fpbench.inspection", "timm", "fpbench.encoders.open_clip", "peft")
 GRACE = 600  # seconds for a kernel to save its checkpoint; a scheduler's own patience is shorter
 # jsonschema would compile a grammar of web addresses: 2 s for nothing
 sys.modules.setdefault("rfc3987_syntax", None)

@@ -21,6 +21,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 matplotlib.use("agg")  # here alone: a kernel started by a test draws inline, as it does for a reader
 
 from fpbench import cohorts, paths
+from fpbench.study import extension
 
 PLANES = ("Other", "Fetal abdomen", "Fetal brain", "Maternal cervix", "Fetal femur", "Fetal thorax")  # by plane number
 CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "Uganda": "UGA"}
@@ -74,10 +75,25 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def session_cache(tmp_path_factory) -> Path:
-    """A cache for the whole test session, shared by parallel workers as by any processes: the sample is embedded once."""
+def session_folder(tmp_path_factory) -> Path:
+    """A folder for the whole test session, shared by parallel workers as by any processes."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "cache"
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def session_cache(session_folder) -> Path:
+    """A cache for the whole test session: the sample is embedded once."""
+    return session_folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def phantoms(session_folder) -> Path:
+    """The data folder of the demo, its two cohorts drawn once; tests read it and do not write there."""
+    draw = extension("studies/phantoms/cohorts.py").ensure
+    for kind in ("spain", "africa"):
+        draw(session_folder / "data" / f"phantom-{kind}", kind)
+    return session_folder / "data"
 
 
 def picture(rng: np.random.Generator, kind: int, width: int = 60, height: int = 44) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpbench import load_study
 from fpbench.encoders import catalogue, checkpoint, load_encoder, register_encoder
@@ -109,6 +110,34 @@ def test_the_printed_ignore_overrules_and_is_recorded(authors, tmp_path):
     ignore = eval(re.search(r"ignore=(\[.*\])", str(caught.value))[1])
     assert ignore == ["blocks.1.attn.q_bias", "head.weight"]
     assert "head.weight" in load_encoder("usfm-mini", path, ignore=ignore).weights.ignored
+
+
+class Draws(TorchDispatchMode):
+    """Counts how often random numbers are drawn."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), more=None):
+        self.count += function.overloadpacket in (torch.ops.aten.uniform_, torch.ops.aten.normal_)
+        return function(*arguments, **(more or {}))
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_random_numbers_are_drawn_only_where_they_may_stay(name, authors, tmp_path):
+    path = write(authors[name], tmp_path / "w.pth")
+    before = load_encoder(f"{name}-mini", "random").weights.sha256
+    for weights, ignore, drawn in ((path, (), False), (path, ("nothing",), True), ("random", (), True)):
+        with Draws() as draws:
+            encoder = load_encoder(f"{name}-mini", weights, ignore=ignore)
+        assert (draws.count > 0) is drawn
+    assert encoder.weights.sha256 == before
+
+
+def test_a_tensor_that_the_file_may_lack_follows_the_seed(authors, tmp_path):
+    missing = "blocks.1.attn.qkv.weight"
+    path = write({name: tensor for name, tensor in authors["usfm"].items() if name != missing}, tmp_path / "w.pth")
+    one, same, other = (load_encoder("usfm-mini", path, ignore=[missing], seed=seed).weights for seed in (1, 1, 2))
+    assert one.sha256 == same.sha256 != other.sha256
 
 
 def test_a_bias_that_the_model_does_not_have_must_be_zero(authors, tmp_path):

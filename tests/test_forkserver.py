@@ -12,16 +12,17 @@ import psutil
 import pytest
 
 from fpbench import paths
+from fpbench.study import extension
 
 SERVER = paths.REPOSITORY / "tools" / "forkserver.py"
+MODULES = ["papermill", "ipykernel.kernelapp", "pandas", "matplotlib"]
 DRIVER = """
 import json, os, subprocess, sys
-from contextlib import nullcontext
 sys.path.insert(0, os.path.dirname(sys.argv[2]))
 from forkserver import listening
 
-forked, command = json.loads(sys.argv[1])
-with listening(["papermill", "ipykernel.kernelapp", "pandas", "matplotlib"], []) if forked else nullcontext({}) as address:
+modules, command = json.loads(sys.argv[1])
+with listening(modules, []) as address:
     subprocess.run(command, env={**os.environ, **address})
 """
 SNAKEMAKE = """
@@ -32,8 +33,15 @@ print("code", subprocess.run([python, "-P", server, str(os.getpid()), *rest]).re
 PIDS = "import os, time\nopen('pids', 'w').write(f'{os.getpid()} {os.getppid()}')"
 
 
-def start(tmp_path, forked, *cells, **environment):
-    """A driver, what stands for Snakemake, and a job that executes some cells."""
+@pytest.fixture(scope="module")
+def address():
+    """A server for all tests of which it is not the victim, started by this process."""
+    with extension("tools/forkserver.py").listening(MODULES, []) as found:
+        yield found
+
+
+def start(tmp_path, address, *cells, **environment):
+    """What stands for Snakemake, and a job that executes some cells; without an address, a driver with a server before them."""
     code = [
         nbformat.v4.new_code_cell(text) for text in ("given = ''", f"import os\nos.chdir({str(tmp_path)!r})", *cells)
     ]
@@ -49,9 +57,10 @@ def start(tmp_path, forked, *cells, **environment):
         str(tmp_path / "out" / "out.ipynb"),
     ]
     command = [sys.executable, "-c", SNAKEMAKE, json.dumps([*job, "-p", "given=a text"])]
-    env = {**os.environ, **environment}
-    line = [sys.executable, "-c", DRIVER, json.dumps([forked, command]), str(SERVER), "fpbench"]
-    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if address is None:
+        command = [sys.executable, "-c", DRIVER, json.dumps([MODULES, command]), str(SERVER), "fpbench"]
+    env = {**os.environ, **(address or {}), **environment}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(path, process):
@@ -69,7 +78,7 @@ def outputs(tmp_path):
     return [one.get("text") or one["data"].get("image/png") or one["data"]["text/plain"] for one in found]
 
 
-def test_a_forked_job_writes_what_the_command_alone_would(tmp_path):
+def test_a_forked_job_writes_what_the_command_alone_would(tmp_path, address):
     cells = (
         "import pandas as pd\nimport numpy as np\npd.DataFrame(np.arange(90.0).reshape(3, 30) / 7)",
         "from fpbench import figures\nfrom matplotlib import pyplot as plt\nplt.plot([1, 2])\nplt.show()",
@@ -77,9 +86,8 @@ def test_a_forked_job_writes_what_the_command_alone_would(tmp_path):
         "import threading\nprint(threading.active_count())\nprint(input.__module__)",
     )
     found = []
-    for forked in (False, True):
-        driver = start(tmp_path, forked, *cells, GIVEN="an environment")
-        said = driver.communicate(timeout=120)[0]
+    for where in ({}, address):
+        said = start(tmp_path, where, *cells, GIVEN="an environment").communicate(timeout=120)[0]
         assert "code 0" in said
         found.append(outputs(tmp_path))
     assert found[0] == found[1]
@@ -88,8 +96,8 @@ def test_a_forked_job_writes_what_the_command_alone_would(tmp_path):
     assert "a text an environment module://matplotlib_inline" in found[0][2]
 
 
-def test_an_error_in_a_forked_job_is_the_commands(tmp_path):
-    said = start(tmp_path, True, "raise ValueError('this one')").communicate(timeout=120)[0]
+def test_an_error_in_a_forked_job_is_the_commands(tmp_path, address):
+    said = start(tmp_path, address, "raise ValueError('this one')").communicate(timeout=120)[0]
     assert "ValueError: this one" in said
     assert "code 1" in said
 
@@ -99,49 +107,51 @@ def test_an_error_in_a_forked_job_is_the_commands(tmp_path):
     [(True, name) for name in ("driver", "server", "Snakemake", "command", "fork", "kernel")]
     + [(False, "Snakemake"), (False, "command")],
 )
-def test_none_of_the_processes_outlives_another_and_the_notebook_they_left_is_whole(tmp_path, forked, victim):
-    driver = start(tmp_path, forked, PIDS, "time.sleep(100)")
-    kernel, job = map(int, wait_for(tmp_path / "pids", driver).split())
-    children = psutil.Process(driver.pid).children()
-    (snakemake,) = [one for one in children if SNAKEMAKE in one.cmdline()]
-    (server,) = [one for one in children if one != snakemake] or [snakemake]
+def test_none_of_the_processes_outlives_another_and_the_notebook_they_left_is_whole(tmp_path, address, forked, victim):
+    where = None if victim in ("driver", "server") else address if forked else {}
+    process = start(tmp_path, where, PIDS, "time.sleep(100)")
+    kernel, job = map(int, wait_for(tmp_path / "pids", process).split())
+    family = [first := psutil.Process(process.pid), *first.children()]
+    (snakemake,) = [one for one in family if SNAKEMAKE in one.cmdline()]
     (command,) = snakemake.children()
+    numbers = {"driver": process.pid, "Snakemake": snakemake.pid, "command": command.pid, "fork": job, "kernel": kernel}
     assert (command.pid == job) is not forked
-    assert psutil.Process(job).ppid() == server.pid != driver.pid  # a process that has computed cannot be forked safely
-    numbers = {"driver": driver.pid, "Snakemake": snakemake.pid, "command": command.pid, "fork": job, "kernel": kernel}
-    numbers["server"] = server.pid
-    others = [psutil.Process(numbers[name]) for name in ("command", "fork", "kernel", *["server"] * forked)]
+    if forked:
+        server = psutil.Process(job).parent()
+        assert server.pid not in (process.pid, os.getpid())  # a process that has computed cannot be forked safely
+        numbers["server"] = server.pid
+    others = [psutil.Process(numbers[name]) for name in ("command", "fork", "kernel", *["server"] * (where is None))]
     os.kill(numbers[victim], signal.SIGKILL)
     if victim == "driver":
         snakemake.kill()  # the real one watches the driver by itself (Snakefile)
     _, alive = psutil.wait_procs(others, 30)
     assert not alive
-    said = driver.communicate(timeout=30)[0]
+    said = process.communicate(timeout=30)[0]
     assert victim in ("driver", "Snakemake") or ("code" in said and "code 0" not in said)
     assert json.loads((tmp_path / "out" / "out.ipynb").read_text())["cells"]
     if victim == "command":
-        assert "code 0" in start(tmp_path, forked, "done = 1").communicate(timeout=120)[0]
+        assert "code 0" in start(tmp_path, where, "done = 1").communicate(timeout=120)[0]
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["out.ipynb"]  # what a kill left is cleared up
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_command_reaches_the_kernel_of_the_fork_and_waits_for_it(tmp_path, number):
+def test_a_signal_to_the_command_reaches_the_kernel_of_the_fork_and_waits_for_it(tmp_path, address, number):
     saving = """import signal
 def save(number, frame):
     time.sleep(2)
     open("saved", "w").write("saved")
     os._exit(1)
 signal.signal(signal.SIGTERM, save)"""
-    driver = start(tmp_path, True, f"import time\n{saving}\n{PIDS}", "time.sleep(100)")
-    wait_for(tmp_path / "pids", driver)
-    (snakemake,) = [one for one in psutil.Process(driver.pid).children() if SNAKEMAKE in one.cmdline()]
-    snakemake.children()[0].send_signal(number)
-    assert f"code {128 + number}" in driver.communicate(timeout=60)[0]
+    process = start(tmp_path, address, f"import time\n{saving}\n{PIDS}", "time.sleep(100)")
+    wait_for(tmp_path / "pids", process)
+    (command,) = psutil.Process(process.pid).children()
+    command.send_signal(number)
+    assert f"code {128 + number}" in process.communicate(timeout=60)[0]
     assert (tmp_path / "saved").is_file()
 
 
 def test_where_nobody_listens_the_command_does_the_work_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("FPBENCH_FORKSERVER", str(tmp_path / "no socket"))
-    said = start(tmp_path, False, "print('done')").communicate(timeout=120)[0]
+    said = start(tmp_path, {}, "print('done')").communicate(timeout=120)[0]
     assert "code 0" in said
     assert outputs(tmp_path) == ["done\n"]

@@ -35,7 +35,7 @@ EXECUTE = '''
 """Executes a notebook of the tests where it is: no kernel, no papermill."""
 import json
 
-EVERY = COMPUTING_TOO = ()
+EVERY, COMPUTING_TOO = ("ipykernel.parentpoller", "jupyter_client.provisioning.local_provisioner", "fpbench.cli", "fpbench.study"), ()
 
 
 def execute(source, output, parameters):
@@ -325,14 +325,14 @@ def test_a_change_makes_stale_what_depends_on_it_and_only_that(tree, stale, monk
         assert set(found) == ({*jobs, "report"} if jobs else set())
 
 
-def test_the_real_benchmark_goes_on_without_an_encoder(tmp_path):
+def test_the_real_benchmark_goes_on_without_an_encoder(tmp_path, phantoms):
     """The committed predictions of two miniatures, one of them taken away: its rows say why, nothing else minds."""
     folder = tmp_path / "results" / "explore"
     shutil.copytree(paths.REPOSITORY / "studies" / "explore", folder)
     shutil.rmtree(folder / "predictions" / "mofo-mini")
     holes = {"mofo-mini/probing": "ValueError: no weights", "mofo-mini/full": "after it"}
     artifacts.write_json(folder / "holes.json", holes)
-    env = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(tmp_path / "data")}
+    env = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(phantoms)}
     command = [sys.executable, "-m", "fpbench.cli", "notebook", "06_benchmark", str(folder / "06.ipynb")]
     command += ["-p", "study=explore", "-p", "maps=0"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

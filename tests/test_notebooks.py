@@ -227,12 +227,12 @@ def test_brain_sub_planes_are_a_second_study_file_and_no_other_code(shared, sess
     assert "3 patients in the rarest class" in (tmp_path / "sample-brain" / "tables" / "table1.md").read_text()
 
 
-def test_the_analysis_runs_on_the_committed_predictions_alone(tmp_path):
+def test_the_analysis_runs_on_the_committed_predictions_alone(tmp_path, phantoms):
     """As the README says: no encoder is run, and what comes out is a function of the predictions."""
     folder = tmp_path / "results" / "explore"
     shutil.copytree(paths.REPOSITORY / "studies" / "explore", folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    environment = {"FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(tmp_path / "data")}
+    environment = {"FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(phantoms)}
     for name, more in (("06_benchmark", ["-p", "maps=0"]), ("07_cross_population", [])):
         done = fpbench("notebook", name, str(folder / f"{name}.ipynb"), "-p", "study=explore", *more, **environment)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -17,10 +17,10 @@ ABOUT = {"name": "e", "fingerprint": {"dim": 2, "norm": 1.0, "values": [0.5] * 1
 
 
 @pytest.fixture(scope="module")
-def cohorts(tmp_path_factory, session_cache):
-    """The cohorts of the demo, drawn once; nothing is embedded."""
+def cohorts(phantoms, session_cache):
+    """The cohorts of the demo; nothing is embedded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FPBENCH_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("FPBENCH_DATA", str(phantoms))
         patch.setenv("FPBENCH_CACHE", str(session_cache))
         yield load_study("demo").load_cohorts()
 

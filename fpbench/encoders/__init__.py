@@ -7,6 +7,7 @@ catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or any model of a libra
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import import_module
@@ -214,9 +215,12 @@ def load_encoder(
     """
     import torch
 
+    from fpbench.encoders.checkpoint import unfilled
+
     family, _, architecture = model.partition(":")
     options, weights, ignore = dict(options or {}), str(weights), tuple(ignore)
-    with torch.random.fork_rng(devices=[]):
+    whole = weights != "random" and not ignore and family not in FAMILIES  # a file holds every parameter, or is refused
+    with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
             plan = import_module(f"fpbench.encoders.{family}").plan(architecture, weights, pooling, options, ignore)

@@ -13,6 +13,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -146,6 +147,15 @@ def _diagnose(path: Path) -> str:
     if path.suffix == ".safetensors":
         return "not a whole safetensors file: is it truncated, is the download complete?"
     return "refused and not unpickled, nothing of it was executed: not a plain weights file, or a damaged one"
+
+
+def unfilled() -> AbstractContextManager:
+    """Return a context in which parameters are given no random numbers: for a network of which a file fills them all."""
+    from unittest.mock import patch
+
+    from torch.nn import Parameter
+
+    return patch.multiple(Parameter, **dict.fromkeys(("uniform_", "normal_", "erfinv_"), lambda own, *_, **__: own))
 
 
 def fill(
