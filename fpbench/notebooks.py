@@ -23,7 +23,7 @@ from fpbench.study import load_study, plain_yaml
 COMPUTING = ("03", "04", "05", "08", "09")  # the notebooks that load an encoder
 # what takes long to import: for every notebook, and for those
 EVERY = ("papermill", "ipykernel.kernelapp", "matplotlib.backends.backend_pdf", "fontTools.subset", "fpbench.figures")
-COMPUTING_TOO = ("fpbench.finetuning", "fpbench.inspection", "timm", "fpbench.encoders.open_clip", "peft")
+COMPUTING_TOO = ("torch", "fpbench.finetuning", "fpbench.inspection", "timm", "fpbench.encoders.open_clip", "peft")
 GRACE = 600  # seconds for a kernel to save its checkpoint; a scheduler's own patience is shorter
 # jsonschema would compile a grammar of web addresses: 2 s for nothing
 sys.modules.setdefault("rfc3987_syntax", None)

@@ -35,7 +35,7 @@ EXECUTE = '''
 """Executes a notebook of the tests where it is: no kernel, no papermill."""
 import json
 
-EVERY, COMPUTING_TOO = ("ipykernel.parentpoller", "jupyter_client.provisioning.local_provisioner", "fpbench.cli", "fpbench.study"), ()
+EVERY, COMPUTING_TOO = ("ipykernel.parentpoller", "jupyter_client.provisioning.local_provisioner", "fpbench.cli", "fpbench.study", "fpbench.cohorts"), ()
 
 
 def execute(source, output, parameters):

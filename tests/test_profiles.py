@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 
-from fpbench import notebooks, paths
+from fpbench import load_study, notebooks, paths
 
 HOLD = """
 import sys, time
@@ -158,9 +158,18 @@ def test_a_signal_to_the_job_reaches_the_kernel_and_waits_for_its_checkpoint(fou
     assert (tmp_path / "out" / source).is_file()
 
 
-def test_the_grid_asks_for_what_each_job_needs(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The cohorts of the small grid, drawn once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FPBENCH_DATA", str(folder := tmp_path_factory.mktemp("data")))
+        load_study(MICRO).load_cohorts()
+    return folder
+
+
+def test_the_grid_asks_for_what_each_job_needs(tmp_path, drawn):
     """Snakemake takes every profile; a job that computes asks for a GPU, time and memory; the user has the last word."""
-    environment = {**os.environ, "FPBENCH_DATA": str(tmp_path / "data")}
+    environment = {**os.environ, "FPBENCH_DATA": str(drawn)}
     for name in ("local", "gpubox", "slurm"):
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile"), "--dry-run"]
         command += [
@@ -222,12 +231,10 @@ def powerless():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="setpriv is Linux's")
 def test_two_users_share_data_and_weights_that_they_cannot_write_with_a_home_that_is_full(
-    tmp_path, common, monkeypatch
+    tmp_path, common, drawn, monkeypatch
 ):
     import timm
     from safetensors.torch import save_file
-
-    from fpbench.study import load_study
 
     save_file(timm.create_model("mobilenetv3_small_050", num_classes=0).state_dict(), common / "tiny.safetensors")
     monkeypatch.setenv("FPBENCH_DATA", str(common / "data"))
@@ -236,7 +243,7 @@ def test_two_users_share_data_and_weights_that_they_cannot_write_with_a_home_tha
     tiny = {"name": "tiny", "model": "timm:mobilenetv3_small_050", "weights": str(common / "tiny.safetensors")}
     content |= {"encoders": [tiny | {"geometry": {"kind": "squash", "size": 32}}], "full": [], "probes": ["logistic"]}
     study.write_text(yaml.safe_dump(content))
-    load_study(study).load_cohorts()  # drawn while we may
+    shutil.copytree(drawn, common / "data")
     subprocess.run(["chmod", "-R", "a-w", str(common)], check=True)
     before = sorted(common.rglob("*"))
     (tmp_path / "home").mkdir(mode=0o555)
@@ -255,7 +262,7 @@ def test_two_users_share_data_and_weights_that_they_cannot_write_with_a_home_tha
 
     executed = tmp_path / "results of ann" / "my first.ipynb"
     jobs = [user(name, "-c", USER, str(study)) for name in ("ann", "bob")]
-    jobs += [user("ann", "-m", "fpbench.cli", "notebook", "01_cohorts", str(executed), "-p", f"study={study}")]
+    jobs += [user("ann", "-m", "fpbench.cli", "notebook", "02_splits", str(executed), "-p", f"study={study}")]
     for job in jobs:
         _, err = job.communicate(timeout=300)
         assert job.returncode == 0, err

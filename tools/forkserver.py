@@ -36,7 +36,7 @@ def listening(every: Sequence[str], later: Sequence[str]) -> Iterator[dict[str, 
     Parameters
     ----------
     every, later
-        Modules that it imports before the first fork, and after.
+        Modules that it imports before the first fork, and if there is time; the rest after it.
     """
     if sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")):
         yield {}
@@ -59,18 +59,20 @@ def listening(every: Sequence[str], later: Sequence[str]) -> Iterator[dict[str, 
 
 def _serve(number: str, every: str, later: str, _) -> None:
     """Fork a job whenever a client asks, until the standard input ends."""
-    listener, jobs = socket.socket(fileno=int(number)), set()
-    _import(every)
-    while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], PAUSE)[0]):
+    listener, jobs, rest = socket.socket(fileno=int(number)), set(), later.split(",")
+    _import(*every.split(","))
+    while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], 0 if rest else PAUSE)[0]):
         if ready:
             jobs.add(_fork(listener))
-            _import(later)  # beside the first job, which needs none of it
+        count = len(rest) if ready else 1  # all beside the first job, which needs none of it
+        _import(*rest[:count])
+        del rest[:count]
         jobs = {job for job in jobs if not os.waitpid(job, os.WNOHANG)[0]}
     os._exit(0)  # what is frozen, libraries would call a leak
 
 
-def _import(names: str) -> None:
-    for name in names.split(","):
+def _import(*names: str) -> None:
+    for name in names:
         with suppress(ImportError, ValueError):  # the job that needs it will say so; there may be none
             import_module(name)
     gc.freeze()  # no fork goes through all this again to find what could be freed

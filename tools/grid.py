@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import filter as matching
@@ -259,7 +259,9 @@ def run(
         "params",
     ]
     command += ["--rerun-incomplete", "--keep-going", "--nolock"]
-    with nullcontext() if dry else alone(study.folder) as handle:
+    here = not dry and str(paths.REPOSITORY / "profiles" / "local") in extra
+    with nullcontext() if dry else alone(study.folder) as handle, _forks() if here else nullcontext({}) as forks:
+        given = {"forks": forks, "pass_fds": [handle] if handle else []}
         plan, holes = jobs(study, None if only else {}), study.folder / "holes.json"
         command += (extra := _outputs(plan, extra))
         if not (dry or only):
@@ -272,7 +274,7 @@ def run(
             return _rehearse(study, command, plan, wanted, due, why)
         for name in wanted:
             plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
-        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], handle)
+        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], **given)
         left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
         for job in left if not only else []:
             after = [f"after {need}: {why}" for need in job.needs if (why := plan[need].failure())]
@@ -285,7 +287,7 @@ def run(
             artifacts.write_json(holes, gone) if gone else holes.unlink(missing_ok=True)
             plan = jobs(study)
             wanted, rest = set(plan), {name for name in plan if plan[name].hole not in gone}
-            _snakemake(study, command, plan, rest, ["--quiet", "rules"], handle)
+            _snakemake(study, command, plan, rest, ["--quiet", "rules"], **given)
     return _conclude(study, asked, plan, wanted)
 
 
@@ -323,13 +325,18 @@ def _wanted(plan: dict[str, Job], only: Sequence[str], extra: Sequence[str]) -> 
     return found
 
 
+def _forks() -> AbstractContextManager[dict[str, str]]:
+    """Return a context with a server for the jobs of this run; it imports while cohorts are drawn and the plan is made."""
+    return extension("tools/forkserver.py").listening(notebooks.EVERY, notebooks.COMPUTING_TOO)
+
+
 def _snakemake(
     study: Study,
     command: list[str],
     plan: dict[str, Job],
     wanted: set[str],
     more: list[str],
-    handle: int = 0,
+    forks: dict[str, str] | None = None,
     **options,
 ):
     """Let Snakemake make what is wanted; it is told which files that are there are not current."""
@@ -339,11 +346,7 @@ def _snakemake(
     command = [one for one in command if one not in targets]  # the user may have named some
     command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
     print(shlex.join(command), flush=True)
-    here = handle and str(paths.REPOSITORY / "profiles" / "local") in command
-    names = notebooks.EVERY, notebooks.COMPUTING_TOO
-    with extension("tools/forkserver.py").listening(*names) if here else nullcontext({}) as address:
-        options |= {"env": {**os.environ, **address}, "pass_fds": [handle] if handle else []}
-        return subprocess.run(command, check=False, text=True, **options)
+    return subprocess.run(command, env={**os.environ, **(forks or {})}, check=False, text=True, **options)
 
 
 def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) -> int:
