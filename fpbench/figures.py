@@ -56,16 +56,17 @@ def save(figure: Figure, study: Study, name: str) -> None:
     if study.label:
         figure.text(0.0, -0.01, study.label, ha="left", va="top", fontsize=7, color="0.4")
     figure.draw_without_rendering()
+    # it is laid out and measured once, and drawn twice: savefig would set the layout of the style again
     with plt.rc_context({"figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)  # it is laid out and measured once, and drawn twice
-    box, stamp = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"]), study.stamp()
-    formats = {  # less compression is half the time and a tenth more bytes
-        "png": {"metadata": {"Software": None, "Description": stamp}, "pil_kwargs": {"compress_level": 3}},
-        "pdf": {"metadata": {"CreationDate": None, "Subject": stamp}},
-    }
-    for suffix, options in formats.items():
-        with artifacts.atomic(study.folder / "figures" / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, bbox_inches=box, **options)
+        figure.set_layout_engine(None)
+        box, stamp = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"]), study.stamp()
+        formats = {  # less compression is half the time and a tenth more bytes
+            "png": {"metadata": {"Software": None, "Description": stamp}, "pil_kwargs": {"compress_level": 3}},
+            "pdf": {"metadata": {"CreationDate": None, "Subject": stamp}},
+        }
+        for suffix, options in formats.items():
+            with artifacts.atomic(study.folder / "figures" / f"{name}.{suffix}") as temporary:
+                figure.savefig(temporary, format=suffix, bbox_inches=box, **options)
     plt.close(figure)
     with Image.open(study.folder / "figures" / f"{name}.png") as picture:
         display(picture.convert("RGB").reduce(3), include=["image/png"])  # 100 dpi, for a screen

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from fpbench import cli, figures, load_study, report, tables
@@ -166,3 +167,15 @@ def test_a_browser_shows_it_sorts_it_and_asks_nobody(study, tmp_path, options):
     assert wide <= 0  # nothing sticks out to the side
     dark = "preferredColorScheme" in options[0]
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == dark
+
+
+def test_a_figure_is_measured_once_and_drawn_once_for_each_format(tmp_path, monkeypatch):
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(type(renderer)) or draw(self, renderer))
+    figure, ax = plt.subplots()
+    ax.plot([1, 2], label="a line")
+    ax.legend()
+    figures.save(figure, plan := load_study("demo"), "a_figure")
+    assert len(drawn) == 3
+    assert not plt.fignum_exists(figure.number)
+    assert {path.suffix for path in (plan.folder / "figures").iterdir()} == {".png", ".pdf"}

@@ -1,8 +1,8 @@
 """One import for all jobs of a run: they and their kernels are forked from a server instead of started anew.
 
 Every notebook needs two processes, and importing Jupyter, torch, timm and scikit-learn into them takes ten seconds of a processor: more
-than what a small job computes. So ``fpbench run`` starts a process that imports once and listens (``listening``) while Snakemake runs.
-It does nothing else: a process that has computed may have threads and locks that no fork survives (OpenCV's wait for ever). The command
+than what a small job computes. So ``fpbench run`` starts a process that imports once, beside its own first work, and listens (``listening``).
+The server does nothing else: a process that has computed may have threads and locks that no fork survives (OpenCV's wait for ever). The command
 of a job, ``python tools/forkserver.py PARENT fpbench notebook ...``, asks for a fork with its own arguments, folder, environment and
 streams, passes signals on, and ends as the fork does. Whichever goes first, the driver, the server, Snakemake (``PARENT``), the command
 or the fork, the others follow. A fork in turn forks its kernel, before it has a thread. Where nobody listens (a scheduler's node, a
