@@ -155,7 +155,8 @@ def unfilled() -> AbstractContextManager:
 
     from torch.nn import Parameter
 
-    return patch.multiple(Parameter, **dict.fromkeys(("uniform_", "normal_", "erfinv_"), lambda own, *_, **__: own))
+    steps = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_")  # what `torch.nn.init` does to a tensor
+    return patch.multiple(Parameter, **dict.fromkeys(steps, lambda own, *_, **__: own))
 
 
 def fill(
