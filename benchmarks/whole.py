@@ -65,9 +65,9 @@ def main() -> None:
     args = made.parse_args()
     found = []
     if args.what == "test":
-        sample = "with" if (paths.shared() / "data").is_dir() else "without"
-        wall = args.wall or timed(["make", "test"])
-        found.append(entry("make_test", f"make test, {sample} the real sample", "wall min", wall / 60, value=wall / 60))
+        sample, wall = (paths.shared() / "data").is_dir(), args.wall or timed(["make", "test"])
+        key, case = ("sample", "with the real sample") if sample else ("make_test", "without the real sample")
+        found.append(entry(key, f"make test, {case}", "wall min", wall / 60, value=wall / 60))
     else:
         with tempfile.TemporaryDirectory() as folder:
             wall, place = args.wall, args.folder or Path(folder)
