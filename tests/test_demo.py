@@ -131,6 +131,21 @@ def test_answers_may_flip_up_to_the_tolerance_and_no_further(data, monkeypatch, 
         assert verdict in reference.agrees("other", predicted, task)
 
 
+def test_one_fold_of_a_trained_model_may_answer_otherwise_and_two_may_not(data, monkeypatch, tmp_path):
+    predicted, task = probed(probes=("logistic",))
+    path = reference.FOLDER / "demo.json"
+    stored = json.loads(path.read_text())
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    for changed, trained in ((0, "True"), (1, "True"), (2, "False")):
+        for fold in range(changed):
+            entry = stored[f"{ENCODER}/logistic/{fold}"]
+            entry["answers"] = "9" * len(entry["answers"])
+        (tmp_path / "other.json").write_text(json.dumps(stored))
+        said = reference.agrees("other", predicted, task, reference.TRAINED)
+        assert f", one fold a model left out): {trained}" in said
+        assert f"): {not changed}" in reference.agrees("other", predicted, task)
+
+
 def test_nbval_fails_when_an_output_changes(data, tmp_path):
     """The committed text is really compared: a notebook passes, and its copy with one number changed fails."""
     source = paths.REPOSITORY / "notebooks" / "02_splits.ipynb"
