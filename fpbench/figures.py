@@ -162,6 +162,7 @@ def training(histories: pd.DataFrame) -> Figure:
         style = {"hue": "fold", "style": "learning rate", "palette": "colorblind", "marker": "o", "ms": 3}
         sns.lineplot(shown, x="epoch", y=name, ax=ax, **style)
         ax.get_legend().remove()
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("training loss (nats)")
     axes[1].set(ylabel="validation macro F1", ylim=(0, 1.02))
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
