@@ -108,7 +108,7 @@ def test_an_error_in_a_forked_job_is_the_commands(tmp_path, address):
     + [(False, "Snakemake"), (False, "command")],
 )
 def test_none_of_the_processes_outlives_another_and_the_notebook_they_left_is_whole(tmp_path, address, forked, victim):
-    where = None if victim in ("driver", "server") else address if forked else {}
+    where = None if forked and victim in ("driver", "server", "Snakemake") else address if forked else {}
     process = start(tmp_path, where, PIDS, "time.sleep(100)")
     kernel, job = map(int, wait_for(tmp_path / "pids", process).split())
     family = [first := psutil.Process(process.pid), *first.children()]
@@ -126,6 +126,7 @@ def test_none_of_the_processes_outlives_another_and_the_notebook_they_left_is_wh
         snakemake.kill()  # the real one watches the driver by itself (Snakefile)
     _, alive = psutil.wait_procs(others, 30)
     assert not alive
+    assert not forked or server.is_running() is (where is not None)  # a job that dies leaves the server to the others
     said = process.communicate(timeout=30)[0]
     assert victim in ("driver", "Snakemake") or ("code" in said and "code 0" not in said)
     assert json.loads((tmp_path / "out" / "out.ipynb").read_text())["cells"]

@@ -262,7 +262,7 @@ def test_two_users_share_data_and_weights_that_they_cannot_write_with_a_home_tha
 
     executed = tmp_path / "results of ann" / "my first.ipynb"
     jobs = [user(name, "-c", USER, str(study)) for name in ("ann", "bob")]
-    jobs += [user("ann", "-m", "fpbench.cli", "notebook", "02_splits", str(executed), "-p", f"study={study}")]
+    jobs += [user("ann", "-m", "fpbench.cli", "notebook", "01_cohorts", str(executed), "-p", f"study={study}")]
     for job in jobs:
         _, err = job.communicate(timeout=300)
         assert job.returncode == 0, err
