@@ -43,7 +43,7 @@ lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 lock:  ## resolve requirements.lock anew, for Linux and macOS
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-emit-index-url --no-annotate --no-header -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra all --group dev --no-emit-index-url --no-annotate --no-header -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv results

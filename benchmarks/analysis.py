@@ -19,20 +19,12 @@ import pandas as pd
 import yaml
 from threadpoolctl import threadpool_limits
 
-from fpbench import (
-    artifacts,
-    calibration,
-    claims,
-    figures,
-    load_study,
-    metrics,
-    predictions,
-    report,
-    shift,
-    statistics,
-    tables,
-)
-from fpbench.recipe import MODES
+from fpbench import load_study, metrics, predictions, results
+from fpbench.analysis import calibration, claims, scoring, shift, statistics
+from fpbench.files import machine
+from fpbench.protocols import tunings
+from fpbench.reporting import figures, tables
+from fpbench.reporting.page import build as write_page
 
 SEVEN = ("usfm", "mofo", "ultrasam", "fetalclip", "resnet50", "efficientnetv2_s", "dinov3")
 PARTS = {  # population, split -> images, groups, share of each class
@@ -93,15 +85,15 @@ def write(study, seed: int = 0) -> None:
                     "chosen": {},
                     "provenance": {},
                 }
-                predictions.write(study.predictions(encoder, protocol, fold), pd.concat(parts), task, about)
+                predictions.write(results.path(study, encoder, protocol, fold), pd.concat(parts), task, about)
 
 
 def analyse(study, stage) -> None:
     """Do what notebooks 06 and 07 and the report do; ``stage(name, function)`` times each."""
-    task, told = study.the_task, ["logistic", *MODES]
-    predicted = stage("read", lambda: predictions.read(study.all_predictions(), task))
-    scores = stage("point scores (scikit-learn)", lambda: tables.evaluate(predicted, task))
-    by_class = stage("point scores by class", lambda: tables.evaluate_classes(predicted, task))
+    task, told = study.the_task, ["logistic", *tunings()]
+    predicted = stage("read", lambda: predictions.read(results.files(study), task))
+    scores = stage("point scores (scikit-learn)", lambda: scoring.evaluate(predicted, task))
+    by_class = stage("point scores by class", lambda: scoring.evaluate_classes(predicted, task))
     boots = stage(
         "bootstrap, 7 metrics, 10,000 resamples", lambda: statistics.bootstraps(predicted, task, statistics.NAMES)
     )
@@ -126,7 +118,7 @@ def analyse(study, stage) -> None:
         tables.save(tables.table1(scores, headline), study, "table1", "Macro F1")
         for name, content in (("gap_steps", steps), ("countries", parts), ("calibration", table)):
             tables.save(content.round(3), study, name, name)
-        figures.save(figures.scores(tables.overview(scores, headline)), study, "06_scores")
+        figures.save(figures.scores(scoring.overview(scores, headline)), study, "06_scores")
         shown = by_class.query("protocol == 'logistic' and duplicates == 'as published' and rule == 'open'")
         figures.save(figures.class_scores(shown, task), study, "06_per_class")
         for name in SEVEN:
@@ -138,7 +130,7 @@ def analyse(study, stage) -> None:
         figures.save(figures.reliability(answers, task), study, "07_reliability")
 
     stage("tables and figures", draw)
-    stage("report", lambda: report.build(study))
+    stage("report", lambda: write_page(study))
 
 
 def main() -> None:
@@ -159,7 +151,7 @@ def main() -> None:
         study = load_study(prepare(Path(folder)))
         write(study)
         analyse(study, stage)
-    peak = artifacts.peak_memory() / 2**30
+    peak = machine.peak_memory() / 2**30
     print(f"{sum(found.values()):8.1f} s  together; peak memory {peak:.2f} GiB")
     if options.out:
         options.out.write_text(json.dumps({"seconds": found, "peak_gib": peak}, indent=1))

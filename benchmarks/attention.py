@@ -15,8 +15,8 @@ from common import alternate, clock, device, entry, medians, parser, pinned, sav
 from timm.models.vision_transformer_sam import Attention
 from transformers import SamVisionConfig
 
-from fpbench.encoders.ultrasam import FoldedAttention
-from fpbench.inspection import peak, reset_peak
+from fpbench.encoders.adapters.ultrasam import FoldedAttention
+from fpbench.encoders.inspection import peak, reset_peak
 
 
 def pair(side: int, kind: torch.device) -> dict[str, torch.nn.Module]:

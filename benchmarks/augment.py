@@ -12,8 +12,8 @@ from common import alternate, clock, device, entry, medians, parser, pinned, sav
 from finetune import Step
 from torchvision.transforms import v2
 
-from fpbench import augmentation
 from fpbench.recipe import Augmentation, Recipe
+from fpbench.training import augmentation
 
 
 def torchvision() -> v2.Compose:

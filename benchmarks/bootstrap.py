@@ -1,4 +1,4 @@
-"""Group bootstrap of macro F1: fpbench.statistics against a loop over scikit-learn, on the same resamples.
+"""Group bootstrap of macro F1: fpbench.analysis.statistics against a loop over scikit-learn, on the same resamples.
 
     python benchmarks/bootstrap.py [--images 5271] [--groups 896] [--resamples 10000] [--loop 50]
 
@@ -16,7 +16,7 @@ import pandas as pd
 from common import entry, parser, pinned, save
 from sklearn.metrics import f1_score
 
-from fpbench import statistics
+from fpbench.analysis import statistics
 
 CLASSES = dict(enumerate(("abdomen", "brain", "femur", "thorax", "cervix", "other")))
 

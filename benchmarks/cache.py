@@ -16,6 +16,7 @@ from common import alternate, entry, medians, parser, pinned, sample_files, save
 from PIL import Image
 
 from fpbench import images
+from fpbench.files import machine
 
 GEOMETRY = images.Geometry("squash", 224)
 
@@ -24,17 +25,17 @@ def main() -> None:
     """Measure and write."""
     args = parser(__doc__, "cache", repeats=5).parse_args()
     files, what = sample_files()
-    looked, cores, workers = images.scan(files), images.workers(), images.workers
+    looked, cores, workers = images.scan(files), machine.workers(), machine.workers
 
     def ours(count: int) -> None:
         shutil.rmtree(f"{os.environ['FPBENCH_CACHE']}/images", ignore_errors=True)
-        images.workers = lambda: count
+        machine.workers = lambda: count
         images.cached_images(files, looked, GEOMETRY)
-        images.workers = workers
+        machine.workers = workers
 
     def scanned() -> None:
         shutil.rmtree(f"{os.environ['FPBENCH_CACHE']}/scans", ignore_errors=True)
-        images.workers = lambda: 1
+        machine.workers = lambda: 1
         images.scan(files)
         ours(1)
 

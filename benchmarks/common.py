@@ -160,7 +160,7 @@ def scratch() -> Iterator[Path]:
 
 def sample_files(limit: int | None = None) -> tuple[list[Path], str]:
     """Return real pictures below FPBENCH_SHARED, else phantom ones, and what they are."""
-    from fpbench import paths
+    from fpbench.files import paths
 
     real = sorted((paths.shared() / "data" / "spain").rglob("*.png"))
     real = real[:limit]

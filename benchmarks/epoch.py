@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fpbench.encoders import load_encoder
-from fpbench.finetuning import Pictures
+from fpbench.training.finetuning import Pictures
 
 SIZE, BATCH = 224, 64
 

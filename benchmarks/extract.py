@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from common import alternate, clock, device, entry, medians, parser, pinned, save, scratch, wait
 
-from fpbench import load_cohort, load_study, paths
-from fpbench.embeddings import embed_cohort
+from fpbench import load_cohort, load_study, loading
 from fpbench.encoders import load_encoder
+from fpbench.files import paths
+from fpbench.training.embeddings import embed_cohort
 
 
 def cohort(count: int):
@@ -66,7 +67,7 @@ def mobilenet():
     """Return the MobileNetV2 of the sample study, with its real weights; None where they are not there."""
     study = load_study("sample")
     spec = study.encoder_spec("mobilenetv2")
-    return study.load_encoder(spec.name) if paths.expand(str(spec.weights)).is_file() else None
+    return loading.load_encoder(study, spec.name) if paths.expand(str(spec.weights)).is_file() else None
 
 
 def main() -> None:

@@ -45,10 +45,15 @@ import numpy as np
 import psutil
 from ipykernel.parentpoller import ParentPollerUnix
 
-from fpbench import artifacts, load_study, make_splits, paths, predictions, protocols, tables
+from fpbench import load_study, loading, make_splits, predictions, results
+from fpbench.analysis import scoring
 from fpbench.errors import InputError
+from fpbench.files import artifacts, paths
+from fpbench.reporting import tables
 from fpbench.splits import load_splits, prove_disjoint
 from fpbench.study import Study
+from fpbench.training import probing, tuning
+from fpbench.training.bench import conclude, open_bench
 
 STUDY = """
 name: micro
@@ -71,22 +76,22 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from fpbench import protocols
+from fpbench.training import bench, probing, tuning
 from fpbench.cohorts import africa, register_cohort, spain
 from fpbench.study import extension
 
-phantom = extension("studies/phantoms/cohorts.py")
+
 for real, kind, patients in ((spain.SOURCE, "spain", 20), (africa.SOURCE, "africa", 2)):
     draw = phantom.spain_entries if kind == "spain" else phantom.africa_entries
     small = phantom.source(real, kind, phantom.counts(draw(patients=patients)))
     prepare = partial(phantom.ensure, kind=kind, patients=patients)
     register_cohort(replace(small, name=f"micro-{kind}", prepare=prepare, prepared=lambda root: False))
 
-tune = protocols._tune
+tune = tuning._tune
 
 
 def noted(*arguments):
-    from fpbench.finetuning import Trainer
+    from fpbench.training.finetuning import Trainer
 
     train = Trainer.train_epoch
 
@@ -104,7 +109,7 @@ def noted(*arguments):
         Trainer.train_epoch = train
 
 
-protocols._tune = noted
+tuning._tune = noted
 '''
 NO_FLOCK = "import fcntl\n\nfcntl.flock = lambda *_: None\n"  # some network file systems grant every lock to everyone
 ENCODERS = ("resnet50-mini", "usfm-mini")
@@ -123,7 +128,7 @@ MADE = (
 JOBS = {  # name: what it is asked for, what else it leaves
     "01_cohorts": ["cohorts.json"],
     "02_splits": ["splits.csv", "splits.json"],
-    **{f"04_linear_probing {e}": [f"predictions/{e}/probing.json", f"predictions/{e}/logistic"] for e in ENCODERS},
+    **{f"04_linear_probing {e}": [f"predictions/{e}/logistic.json", f"predictions/{e}/logistic"] for e in ENCODERS},
     **{
         f"05_fine_tuning {e}": [f"predictions/{e}/full.json", f"predictions/{e}/full", f"finetuning/{e}"]
         for e in ENCODERS
@@ -235,7 +240,7 @@ def do(study: Study, job: str) -> None:
     ParentPollerUnix(os.getppid()).start()
     notebook, encoder = (*job.split(), "")[:2]
     study.begin()
-    home, external = study.load_cohorts()
+    home, external = loading.load_cohorts(study)
     if notebook == "01_cohorts":
         about = {cohort.name: {"digest": cohort.fingerprint()} for cohort in (home, *external)}
         artifacts.write_json(study.folder / "cohorts.json", about)
@@ -244,16 +249,16 @@ def do(study: Study, job: str) -> None:
         prove_disjoint(splits, home, external)
         splits.save(study.folder / "splits.csv")
     elif notebook == "06_benchmark":
-        scores = tables.evaluate(predictions.read(study.all_predictions(), study.the_task), study.the_task)
-        tables.save(tables.summarise(scores), study, "table1", "Macro F1")
+        scores = scoring.evaluate(predictions.read(results.files(study), study.the_task), study.the_task)
+        tables.save(scoring.summarise(scores), study, "table1", "Macro F1")
     else:
-        bench = protocols.open_bench(study, encoder, home, external, load_splits(study.folder / "splits.csv", home))
+        bench = open_bench(study, encoder, home, external, load_splits(study.folder / "splits.csv", home))
         if notebook == "04_linear_probing":
-            protocols.conclude(study, encoder, "probing", protocols.run_probe(bench, "logistic"))
+            conclude(study, encoder, "probing", probing.run_probe(bench, "logistic"))
         else:
-            files = protocols.run_finetuning(bench, "full")
-            print(len(protocols.histories(bench, "full")), len(protocols.movements(bench, "full", files)))
-            protocols.conclude(study, encoder, "full", files)
+            files = tuning.run_finetuning(bench, "full")
+            print(len(tuning.histories(bench, "full")), len(tuning.movements(bench, "full", files)))
+            conclude(study, encoder, "full", files)
 
 
 class Grid:
@@ -273,7 +278,7 @@ class Grid:
         env |= {"FPBENCH_DATA": str(self.work / "data"), "FAULTS_EPOCHS": str(root / "epochs"), "HF_HUB_OFFLINE": "1"}
         shims = [] if flock else [str(self.shims)]
         env["PYTHONPATH"] = os.pathsep.join(
-            [*shims, str(paths.REPOSITORY), *env.get("PYTHONPATH", "").split(os.pathsep)]
+            [*shims, str(paths.home()), *env.get("PYTHONPATH", "").split(os.pathsep)]
         )
         wanted = [str(root / results / "micro" / target) for target in targets]
         if self.level == "library":
@@ -648,7 +653,7 @@ def main() -> None:
     if given.level == "library":
         import torch
 
-        import fpbench.finetuning  # noqa: F401  so that the forked processes need not
+        import fpbench.training.finetuning  # noqa: F401  so that the forked processes need not
 
         torch.set_num_threads(1)
         kinds = [kind for kind in kinds if kind not in ("kill-kernel", "flip-record")]

@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from fpbench import load_study
-from fpbench.adaptation import rate_groups
 from fpbench.encoders import load_encoder
-from fpbench.finetuning import Classifier, Part, Pictures, Trainer, estimate, interruptible
-from fpbench.inspection import peak, reset_peak
+from fpbench.encoders.inspection import peak, reset_peak
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
+from fpbench.training.adaptation import rate_groups
+from fpbench.training.finetuning import Classifier, Part, Pictures, Trainer, estimate, interruptible
 
 TRAINING = 5_703  # images of the official split that train one fold
 

@@ -21,7 +21,7 @@ import torch
 from common import RESULTS, alternate, clock, device, entry, medians, parser, pinned, save, scratch, wait
 
 from fpbench import load_study
-from fpbench.inspection import cost
+from fpbench.encoders.inspection import cost
 from fpbench.recipe import Recipe
 
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")

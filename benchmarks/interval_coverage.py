@@ -29,7 +29,7 @@ import pandas as pd
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from fpbench import statistics
+from fpbench.analysis import statistics
 
 FOLDS, ENCODERS, METRIC = 5, 7, statistics.NAMES[0]
 SIZES = {896: 6, 112: 4, 25: 4}  # groups -> classes

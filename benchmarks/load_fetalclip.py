@@ -21,7 +21,7 @@ torch.save({name: torch.from_numpy(numpy.asarray(array)) for name, array in tens
 """
 LOAD = """
 import json, sys, time
-from fpbench.artifacts import peak_memory
+from fpbench.files.artifacts import peak_memory
 from fpbench.encoders import load_encoder
 import timm, torch
 before, start = peak_memory(), time.perf_counter()

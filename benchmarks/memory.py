@@ -14,14 +14,14 @@ from common import entry, parser, save
 
 HEAD = """
 import sys, numpy as np
-from fpbench.artifacts import peak_memory
+from fpbench.files.artifacts import peak_memory
 n, d, folds = map(int, sys.argv[1:])
 """
 EXTRACT = (
     HEAD
     + """
 import pandas as pd, tempfile, os
-from fpbench.embeddings import embed_cohort
+from fpbench.training.embeddings import embed_cohort
 from fpbench.encoders import load_encoder
 with tempfile.TemporaryDirectory() as folder:
     os.environ["FPBENCH_CACHE"] = folder
@@ -41,7 +41,7 @@ with tempfile.TemporaryDirectory() as folder:
 PROBE = (
     HEAD
     + """
-from fpbench.probing import GRID, fit_paths
+from fpbench.training.probes.logistic import GRID, fit_paths
 rng = np.random.default_rng(0)
 X, y = rng.standard_normal((n, d), dtype=np.float32), rng.integers(0, 6, n)
 X[:, :6] += 2 * np.eye(6, dtype=np.float32)[y]

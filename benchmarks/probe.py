@@ -1,4 +1,4 @@
-"""CPU time of all probes of one encoder: fpbench.probing against scikit-learn at the same accuracy.
+"""CPU time of all probes of one encoder: fpbench.training.probes.logistic against scikit-learn at the same accuracy.
 
     python benchmarks/probe.py [--d 1024] [--quick] [--full] [--out PATH]
 
@@ -22,7 +22,7 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from fpbench.probing import GRID, fit_paths
+from fpbench.training.probes.logistic import GRID, fit_paths
 
 SHARES = np.array([4213, 3092, 1718, 1626, 1040, 711])  # images per class of FETAL_PLANES_DB
 TOLERANCES = 10 ** np.arange(-2, -8.25, -0.25)  # of scikit-learn, searched for the loosest that is good enough

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import FOLDER, entry, parser, save
 
-from fpbench import paths
+from fpbench.files import paths
 
 
 def jobs_of(folder: Path) -> list[tuple[float, float]]:

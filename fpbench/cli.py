@@ -1,27 +1,59 @@
-"""The command line: ``fpbench fetch | audit | doctor | run | status | report | notebook``. Thin: every command calls one function of the library."""
+"""The command line: ``fpbench init | fetch | audit | doctor | run | status | report | notebook``. Thin: every command calls one function of the library."""
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from fpbench import paths
+from fpbench import extras
 from fpbench.errors import InputError
+from fpbench.files import paths
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Root = Annotated[Path | None, typer.Option(help="The folder of the cohort; default: <data>/<cohort>.")]
 
 
-def _grid() -> ModuleType:
-    """Return the driver, which lies beside the notebooks and the Snakefile that it drives."""
-    from fpbench.study import extension
+def _version(asked: bool) -> None:
+    if asked:
+        from fpbench.files.provenance import program
 
-    return extension("tools/grid.py")
+        print(program())
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version and commit.")
+    ] = False,
+) -> None:
+    """Benchmark pretrained image encoders on fetal ultrasound views."""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder to make: absent or empty.")],
+    update: Annotated[bool, typer.Option("--update", help="Bring newer files into a folder made before.")] = False,
+) -> None:
+    """Lay notebooks, studies, Snakefile and profiles into a folder of yours; commands below it find them."""
+    from fpbench.files import workspace
+
+    if not update:
+        print(f"{workspace.lay(folder)} is ready: go there and type `fpbench run demo`")
+        return
+    found = workspace.update(folder)
+    print(f"{len(found.brought)} files brought: {', '.join(found.brought) or 'all are of this version'}")
+    for names, words in (
+        (found.changed, "changed by you, left alone"),
+        (found.deleted, "deleted by you, not brought back"),
+        (found.gone, "no longer part of fpbench, left alone"),
+    ):
+        if names:
+            print(f"{words}: {', '.join(names)}")
 
 
 @app.command()
@@ -81,11 +113,13 @@ def run(
     options: Annotated[list[str] | None, typer.Argument(help="After --: jobs, options for Snakemake.")] = None,
 ) -> None:
     """Run a whole study: every notebook, through Snakemake, resuming what is unfinished. Prints the command it runs."""
+    extras.need("encoders", "notebooks", "grid")
+    from fpbench.grid.run import run as run_study
     from fpbench.study import load_study
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    extra = [*(options or []), "--profile", str(paths.REPOSITORY / "profiles" / profile)]
-    raise typer.Exit(_grid().run(load_study(study), study, jobs, names, dry_run or why, why, extra))
+    extra = [*(options or []), "--profile", str(paths.home() / "profiles" / profile)]
+    raise typer.Exit(run_study(load_study(study), study, jobs, names, dry_run or why, why, extra))
 
 
 @app.command()
@@ -93,9 +127,10 @@ def status(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
 ) -> None:
     """Say how far a run is, from any terminal or node that sees the results."""
+    from fpbench.grid.status import status as status_of
     from fpbench.study import load_study
 
-    print(_grid().status(load_study(study)))
+    print(status_of(load_study(study)))
 
 
 @app.command()
@@ -106,10 +141,11 @@ def report(
     ] = None,
 ) -> None:
     """Put a study that was run on one self-contained HTML page."""
-    from fpbench.report import build
+    from fpbench.grid.jobs import noted
+    from fpbench.reporting.page import build
     from fpbench.study import load_study
 
-    with _grid().noted("report"):
+    with noted("report"):
         print(build(load_study(study), out))
 
 
@@ -120,18 +156,29 @@ def notebook(
     parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE, YAML unless it is a text.")] = None,
 ) -> None:
     """Execute one notebook with papermill; unknown parameters are errors."""
-    from fpbench.notebooks import execute
+    from fpbench.grid.jobs import noted
+    from fpbench.grid.notebooks import execute
 
     pairs = dict(text.partition("=")[::2] for text in parameter or [])
-    with _grid().noted(output.stem):
-        execute(paths.REPOSITORY / "notebooks" / f"{name}.ipynb", output, pairs)
+    with noted(output.stem):
+        execute(paths.home() / "notebooks" / f"{name}.ipynb", output, pairs)
 
 
 def main() -> None:
     """Run the command line; an error that a user can act on is printed without a traceback."""
+    paths.settle()
     try:
         app()
-    except (InputError, OSError) as error:  # MissingError is an OSError; so is a folder that cannot be written
+    except ModuleNotFoundError as error:
+        if not (told := extras.explain(error)):
+            raise
+        print(f"fpbench: {told}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (
+        InputError,
+        OSError,
+        extras.MissingExtra,
+    ) as error:  # MissingError is an OSError, as a folder that cannot be written
         print(f"fpbench: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

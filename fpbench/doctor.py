@@ -19,18 +19,20 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from fpbench import artifacts, encoders, images, paths
+from fpbench import __version__, encoders, images, loading
 from fpbench.cohorts import SOURCES, locate, read_images
 from fpbench.encoders import catalogue, fetch
 from fpbench.errors import InputError
+from fpbench.extras import EXTRAS
+from fpbench.files import artifacts, machine, paths
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
-NAMED = ("python", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "scikit-learn")
+NAMED = ("fpbench", "python", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "scikit-learn")
 SMALL = 2_000  # images: a CPU will do
 GUESS = images.Geometry("squash", 224), 2_048  # and length of an embedding, of a model that only its library knows
 GPUS = ("nvidia*", "nvhost*", "kfd", "dxg")  # device files of Linux: without any, torch need not be asked
 REMEDIES = {
-    "versions": "run `pip install --editable .` in the repository, in the environment of environment.yml",
+    "versions": 'run `make install` in a clone; elsewhere `pip install --upgrade "fpbench[all]"`',
     "cohorts": "correct the study; or move the folder away, run `fpbench fetch {0}`, and leave `root` out of the study",
     "weights": "correct the study, or get the file as MODELS.md says",
     "disk": "make room, or set FPBENCH_{1} to a folder on another disk",
@@ -96,14 +98,18 @@ def render(findings: list[Finding], study: str) -> str:
 
 
 def _versions() -> tuple[str, str]:
-    """Hold what is installed to what fpbench requires, by metadata: importing torch alone takes seconds."""
-    wanted = [one for one in map(Requirement, requires("fpbench")) if not one.marker or one.marker.evaluate()]
-    found = {"python": sys.version.split()[0]}
+    """Hold what is installed to what fpbench and its extras require, by metadata: importing torch alone takes seconds."""
+    known = [one for one in map(Requirement, requires("fpbench") or []) if one.name != "fpbench"]
+    wanted = [one for one in known if not one.marker or any(one.marker.evaluate({"extra": name}) for name in EXTRAS)]
+    found = {"python": sys.version.split()[0], "fpbench": __version__}
     for one in wanted:
         with suppress(PackageNotFoundError):
             found[one.name] = version(one.name)
     if bad := [one for one in wanted if one.name not in found or not one.specifier.contains(found[one.name], True)]:
-        return "fail", "; ".join(f"expected {one}, found {found.get(one.name, 'nothing')}" for one in bad)
+        plain = [f"{one.name}{one.specifier}" for one in bad]
+        return "fail", "; ".join(
+            f"expected {text}, found {found.get(one.name, 'nothing')}" for one, text in zip(bad, plain, strict=True)
+        )
     return "ok", ", ".join(f"{name} {found[name]}" for name in NAMED if name in found)
 
 
@@ -114,7 +120,7 @@ def _cohort(study: Study, spec: CohortSpec, full: bool) -> tuple[str, str]:
     home = sum(SOURCES[one.name].population == study.the_task.train for one in study.cohorts if one.name in SOURCES)
     if home != 1:
         raise InputError(f"expected one cohort of the population {study.the_task.train!r} to train on, found {home}")
-    source, root = SOURCES[spec.name], study.root(spec)
+    source, root = SOURCES[spec.name], loading.root(study, spec)
     if not source.prepared(root):
         return "ok", f"{source.label}, drawn on first use"
     folder = locate(root, source)
@@ -133,7 +139,7 @@ def _weights(study: Study, spec: EncoderSpec, full: bool) -> tuple[str, str]:
     if spec.weights == "random":
         return "ok", f"random weights, seed {spec.seed}"
     if spec.weights != "hub":
-        path = Path(study.weights(spec))
+        path = Path(loading.weights(study, spec))
         return "ok", f"{path.name}, {path.stat().st_size:,} bytes: a file of the study, held to no hash"
     if entry is None:
         return "warn", f"fetched by {spec.model.partition(':')[0]} on first use: needs a network, or its cache"
@@ -157,7 +163,7 @@ def _facts(spec: EncoderSpec) -> tuple[catalogue.Entry | None, images.Geometry, 
 def _size(study: Study) -> int:
     """Return how many images the study has; only those that are there where the rest may be missing."""
     known = [(SOURCES[spec.name].counts["total"]["images"], spec) for spec in study.cohorts if spec.name in SOURCES]
-    return sum(len([*study.root(spec).rglob("*.png")]) if spec.missing == "drop" else n for n, spec in known)
+    return sum(len([*loading.root(study, spec).rglob("*.png")]) if spec.missing == "drop" else n for n, spec in known)
 
 
 def _space(study: Study, what: str) -> tuple[str, str]:
@@ -182,11 +188,11 @@ def _device(study: Study) -> tuple[str, str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", study.device):
         raise InputError(f"expected auto, cpu, cuda or cuda:N, found {study.device}")
     hopeless = sys.platform == "linux" and not any(next(Path("/dev").glob(name), None) for name in GPUS)
-    device = "cpu" if study.device == "cpu" or (study.device == "auto" and hopeless) else study.resolve_device()
+    device = "cpu" if study.device == "cpu" or (study.device == "auto" and hopeless) else loading.device(study)
     if device == "cpu":
         large = [spec.name for spec in study.encoders if spec.model in catalogue.CATALOGUE]
         slow = f": slow with {', '.join(large)} on {_size(study):,} images" if large and _size(study) > SMALL else ""
-        return "warn" if slow else "ok", f"CPU, {images.workers()} cores{slow}"
+        return "warn" if slow else "ok", f"CPU, {machine.workers()} cores{slow}"
     import torch
 
     if (index := int(device.partition(":")[2] or 0)) >= torch.cuda.device_count():

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fpbench import artifacts, paths
 from fpbench.errors import InputError
-from fpbench.progress import Progress
+from fpbench.files import artifacts, machine, paths
+from fpbench.files.progress import Progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # alone: for others (EPS) Pillow starts programs of the system
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
@@ -161,13 +161,8 @@ def _refuse(image: Image.Image) -> None:
         raise ImageError(f"expected 8 bits per channel (grey or RGB), found mode {image.mode}")
 
 
-def workers() -> int:
-    """Return how many threads decode at once (Pillow frees the interpreter lock)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _parallel(function, items: Sequence, title: str) -> list:
-    with ThreadPoolExecutor(workers()) as pool:
+    with ThreadPoolExecutor(machine.workers()) as pool:
         return list(Progress(pool.map(function, items), total=len(items), desc=title, unit="image"))
 
 

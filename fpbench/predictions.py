@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench import artifacts
 from fpbench.cohorts import Cohort, distinct
 from fpbench.cohorts.source import check_plain
-from fpbench.encoders.fingerprint import same
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts
+from fpbench.files.fingerprints import same
 from fpbench.tasks import Task
 
 IDENTITY = ("image_id", "patient", "group", "centre")  # of the image, as in its cohort

@@ -1,18 +1,14 @@
-"""How a network is fine-tuned: plain numbers, declared in the study, one rule for all encoders."""
+"""How probes are fitted and networks fine-tuned: plain numbers, one rule for all encoders; fine-tuning is declared in the study."""
 
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from fpbench.errors import InputError
 
 VERSION = 1  # of the training loop; raise it when its numbers change
-PROTOCOLS = {  # name in a study and in file names -> title in tables; ``protocols.register_probe`` adds to it
-    "logistic": "linear probing",
-    "full": "full fine-tuning",
-    "lora": "LoRA",
-    "ridge": "ridge probe",
-    "knn": "k nearest neighbours",
-}
-MODES = ("full", "lora")  # every weight, or low-rank additions to the linear layers of a transformer
+GRID = 10 ** np.linspace(-6, 1, 45)  # C; DINOv2's 45, cut at 10: beyond, the score depends on where a solver stops
+ALPHAS = 10 ** np.linspace(6, -2, 33)  # ridge; like GRID from the strongest to the weakest regularisation
 
 
 @dataclass(frozen=True)

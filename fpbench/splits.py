@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench import artifacts
 from fpbench.cohorts import Cohort
 from fpbench.errors import InputError
+from fpbench.files import artifacts
 from fpbench.tasks import Task
 
 VERSION = 1  # of the cut; raise it when folds change

@@ -20,8 +20,9 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 
 matplotlib.use("agg")  # here alone: a kernel started by a test draws inline, as it does for a reader
 
-from fpbench import cohorts, paths
-from fpbench.study import extension
+from fpbench import cohorts
+from fpbench.cohorts.phantoms import ensure
+from fpbench.files import paths
 
 PLANES = ("Other", "Fetal abdomen", "Fetal brain", "Maternal cervix", "Fetal femur", "Fetal thorax")  # by plane number
 CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "Uganda": "UGA"}
@@ -90,9 +91,8 @@ def session_cache(session_folder) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(session_folder) -> Path:
     """The data folder of the demo, its two cohorts drawn once; tests read it and do not write there."""
-    draw = extension("studies/phantoms/cohorts.py").ensure
     for kind in ("spain", "africa"):
-        draw(session_folder / "data" / f"phantom-{kind}", kind)
+        ensure(session_folder / "data" / f"phantom-{kind}", kind)
     return session_folder / "data"
 
 
@@ -170,7 +170,6 @@ label: made by a test
 split: {split}
 folds: 4
 threads: 1
-extensions: [studies/probes/fetalclip.py]
 probes: [logistic, ridge, knn, sgd]
 cohorts:
   - {{name: spain, root: "{spain}"}}
@@ -195,27 +194,30 @@ def small_study(small, tmp_path):
 OPENING = """
 import sys
 from dataclasses import replace
-from fpbench import cohorts, load_study, make_splits, protocols
+from fpbench import cohorts, load_study, make_splits
+from fpbench.training import bench, probing, tuning
 for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
     counts = {"total": {"images": images, "patients": patients}}
     cohorts.SOURCES[name] = replace(cohorts.SOURCES[name], counts=counts)
 study = load_study(sys.argv[1]).begin()
-home, external = study.load_cohorts()
+home, external = loading.load_cohorts(study)
 splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
 """
 PIPELINE = (
     OPENING
     + """
-bench = protocols.open_bench(study, "tiny", home, external, splits)
+bench = open_bench(study, "tiny", home, external, splits)
 for probe in study.probes:
-    protocols.run_probe(bench, probe)
+    probing.run_probe(bench, probe)
 print("done")
 """
 )
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["fpbench.finetuning", "fpbench.protocols", "fpbench.encoders.timm", "scipy.stats"])
+FORKS.set_forkserver_preload(
+    ["fpbench.training.finetuning", "fpbench.protocols", "fpbench.encoders.adapters.timm", "scipy.stats"]
+)
 
 
 class Fork:

@@ -30,9 +30,10 @@ import pandas as pd
 import yaml
 from hypothesis import strategies as st
 
-from fpbench import artifacts, paths, predictions
+from fpbench import predictions
 from fpbench.cohorts import africa, spain
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, paths
 from fpbench.study import load_study
 from fpbench.tasks import TASKS
 
@@ -130,7 +131,7 @@ def label_reader(module, valid: bytes) -> Reader:
 
 def study_reader() -> Reader:
     """Mutations of the shipped studies, one field replaced by any value, and any value."""
-    shipped = [(paths.REPOSITORY / "studies" / f"{name}.yaml").read_bytes() for name in ("sample", "paper")]
+    shipped = [(paths.home() / "studies" / f"{name}.yaml").read_bytes() for name in ("sample", "paper")]
     valid = {
         "name": "x",
         "title": "X",

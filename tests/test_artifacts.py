@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from fpbench import artifacts
 from fpbench.errors import InputError
+from fpbench.files import artifacts, machine, provenance
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -118,6 +118,6 @@ def test_two_processes_on_one_key_build_it_once(tmp_path):
 
 
 def test_provenance_names_versions():
-    about = artifacts.provenance()
+    about = provenance.provenance()
     assert about["versions"]["torch"]
-    assert artifacts.peak_memory() > 10_000_000
+    assert machine.peak_memory() > 10_000_000

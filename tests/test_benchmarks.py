@@ -10,10 +10,11 @@ import yaml
 from timm.models.vision_transformer_sam import Attention
 from transformers import SamVisionConfig
 
-from fpbench import load_encoder, paths
-from fpbench.encoders.ultrasam import FoldedAttention
+from fpbench import load_encoder
+from fpbench.encoders.adapters.ultrasam import FoldedAttention
+from fpbench.files import paths
 
-FOLDER = paths.REPOSITORY / "benchmarks"
+FOLDER = paths.home() / "benchmarks"
 ROWS = yaml.safe_load((FOLDER / "rows.yaml").read_text())
 
 

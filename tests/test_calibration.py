@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
-from fpbench import calibration, metrics, statistics
+from fpbench import metrics
+from fpbench.analysis import calibration, statistics
 from fpbench.tasks import TASKS
 
 TASK = TASKS["planes"]

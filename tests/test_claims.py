@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import claims, statistics, tables
+from fpbench.analysis import claims, scoring, statistics
 from fpbench.encoders import MINI
 from fpbench.tasks import TASKS
 
@@ -111,7 +111,7 @@ def test_shuffled_labels_leave_no_claim():
         images = shuffled[rows].drop_duplicates("image_id").set_index("image_id")["y_true"]
         mixed = pd.Series(np.random.default_rng(0).permutation(images.to_numpy()), images.index)
         shuffled.loc[rows, "y_true"] = shuffled.loc[rows, "image_id"].map(mixed)
-    scores = tables.overview(tables.evaluate(shuffled, TASK))
+    scores = scoring.overview(scoring.evaluate(shuffled, TASK))
     assert scores["mean"].max() < 0.3
     boots, pairs = pairs_of(shuffled)
     assert not any("is better" in line for line in (*claims.sentences(pairs), *claims.contrasts(pairs)))
@@ -138,16 +138,16 @@ def test_one_patient_group_gives_a_reason_and_no_verdict():
 
 def test_public_cells_are_inside_or_outside_the_range_of_our_variants():
     good, bad = (0.92, 0.92), (0.3, 0.3)
-    scores = tables.evaluate(answers({"fetalclip": good, "usfm": bad}), TASK)
-    found = tables.verdicts(scores).set_index(["encoder", "population"])
+    scores = scoring.evaluate(answers({"fetalclip": good, "usfm": bad}), TASK)
+    found = scoring.verdicts(scores).set_index(["encoder", "population"])
     assert found.loc[("fetalclip", "spain"), "verdict"] == "inside the range"
     assert set(found.loc["usfm", "verdict"]) == {"not run here"}  # its public cells are of fine-tuning
-    scores = tables.evaluate(answers({"fetalclip": bad}), TASK)
-    assert set(tables.verdicts(scores).query("encoder == 'fetalclip'")["verdict"]) == {"outside the range"}
+    scores = scoring.evaluate(answers({"fetalclip": bad}), TASK)
+    assert set(scoring.verdicts(scores).query("encoder == 'fetalclip'")["verdict"]) == {"outside the range"}
 
 
 def test_every_published_number_says_whether_it_may_be_compared():
-    numbers = tables.published()
+    numbers = scoring.published()
     assert numbers["value"].between(0, 1).all()
     assert numbers["comparable"].str.match("(yes|no)[,:]").all()
     cells = numbers[numbers["encoder"] != ""]

@@ -9,12 +9,15 @@ import nbformat
 import numpy as np
 import pytest
 
-from fpbench import load_cohort, load_study, make_splits, paths, predictions, probing, protocols
+from fpbench import load_cohort, load_study, loading, make_splits, predictions
 from fpbench.cohorts import audit
-from fpbench.study import extension
+from fpbench.cohorts import phantoms as phantom
+from fpbench.files import paths
+from fpbench.grid import reference
+from fpbench.training import probing
+from fpbench.training.bench import open_bench
+from fpbench.training.probes import knn
 
-phantom = extension("studies/phantoms/cohorts.py")
-reference = extension("tools/reference.py")
 ENCODER = "usfm-mini"
 
 
@@ -28,11 +31,11 @@ def data(phantoms, monkeypatch, session_cache):
 def probed(change=lambda cohort: cohort, probes=("logistic", "knn")):
     """Predictions of one miniature encoder of the demo, as notebook 04 makes them."""
     study = load_study("demo").begin()
-    home, external = study.load_cohorts()
+    home, external = loading.load_cohorts(study)
     home, external = change(home), tuple(map(change, external))
     splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
-    bench = protocols.open_bench(study, ENCODER, home, external, splits)
-    files = [path for probe in probes for path in protocols.run_probe(bench, probe)]
+    bench = open_bench(study, ENCODER, home, external, splits)
+    files = [path for probe in probes for path in probing.run_probe(bench, probe)]
     return predictions.read(files, study.the_task), study.the_task
 
 
@@ -61,7 +64,7 @@ def test_the_real_loaders_read_the_phantoms(data):
 
 
 def test_no_other_module_asks_whether_it_is_a_phantom():
-    for path in (paths.REPOSITORY / "fpbench").rglob("*.py"):
+    for path in (paths.home() / "fpbench").rglob("*.py"):
         lines = [
             line
             for line in path.read_text().splitlines()
@@ -88,8 +91,8 @@ def test_the_demo_agrees_with_the_committed_reference_and_twice_byte_for_byte(da
 
 
 def test_a_changed_default_is_noticed(data, monkeypatch):
-    monkeypatch.setitem(probing.knn_scores.__kwdefaults__ or {}, "k", 5)
-    monkeypatch.setattr(probing.knn_scores, "__defaults__", (5, 0.07))
+    monkeypatch.setitem(knn.knn_scores.__kwdefaults__ or {}, "k", 5)
+    monkeypatch.setattr(knn.knn_scores, "__defaults__", (5, 0.07))
     predicted, task = probed()
     assert "False" in reference.agrees("demo", predicted, task)
 
@@ -148,7 +151,7 @@ def test_one_fold_of_a_trained_model_may_answer_otherwise_and_two_may_not(data, 
 
 def test_nbval_fails_when_an_output_changes(data, tmp_path):
     """The committed text is really compared: a notebook passes, and its copy with one number changed fails."""
-    source = paths.REPOSITORY / "notebooks" / "02_splits.ipynb"
+    source = paths.home() / "notebooks" / "02_splits.ipynb"
     changed = "the largest overlap found is 0", "the largest overlap found is 1"
     for name, edit in (("same", None), ("other", changed)):
         notebook = nbformat.read(source, 4)
@@ -159,7 +162,7 @@ def test_nbval_fails_when_an_output_changes(data, tmp_path):
             output.text = output.text.replace(*edit)
         nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     command = [sys.executable, "-m", "pytest", "-rA", "-o", "filterwarnings=", "-p", "no:cacheprovider", "--nbval"]
-    command += ["--nbval-sanitize-with", str(paths.REPOSITORY / "tests" / "nbval_sanitize.cfg"), "--nbval-current-env"]
+    command += ["--nbval-sanitize-with", str(paths.home() / "tests" / "nbval_sanitize.cfg"), "--nbval-current-env"]
     done = subprocess.run(
         [*command, "--rootdir", str(tmp_path), str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
     )

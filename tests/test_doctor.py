@@ -17,11 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fpbench import cli, doctor, load_cohort, load_study
+from fpbench.cohorts import phantoms as phantom
 from fpbench.cohorts.spain import SOURCE as SPAIN
 from fpbench.encoders import catalogue, fetch
-from fpbench.study import extension
 
-phantom = extension("studies/phantoms/cohorts.py")
 USFM = {"name": "usfm", "model": "usfm"}
 TINY = {"name": "tiny", "model": "timm:resnet18", "weights": "random", "geometry": {"kind": "squash", "size": 32}}
 

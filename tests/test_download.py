@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpbench import transfer
 from fpbench.cohorts import download
 from fpbench.cohorts.download import AFRICA, SPAIN, extract, fetch
 from fpbench.errors import InputError, MissingError
+from fpbench.files import transfer
 
 ROOMY = {"max_bytes": 10_000_000, "max_members": 100}
 SPAIN_CSV = b"Image_name;Patient_num;Plane;Brain_plane;Operator;US_Machine;Train \n"

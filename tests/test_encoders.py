@@ -3,6 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fpbench import loading
 from fpbench.encoders import facts, load_encoder
 from fpbench.encoders.checkpoint import tensors_sha256
 from fpbench.errors import InputError, MissingError
@@ -146,12 +147,12 @@ def test_the_real_weights_reproduce_the_reference_scores(shared, session_cache, 
     from sklearn.preprocessing import StandardScaler
 
     from fpbench import load_study, metrics
-    from fpbench.embeddings import embed_cohort
+    from fpbench.training.embeddings import embed_cohort
 
     monkeypatch.setenv("FPBENCH_CACHE", str(session_cache))
     study = load_study("sample").begin()
-    home, (africa,) = study.load_cohorts()
-    encoder = study.load_encoder("mobilenetv2")
+    home, (africa,) = loading.load_cohorts(study)
+    encoder = loading.load_encoder(study, "mobilenetv2")
     X, A = embed_cohort(encoder, home), embed_cohort(encoder, africa)
     y, y_africa = (np.array(study.the_task.codes(cohort.frame["plane"])) for cohort in (home, africa))
     scale = StandardScaler().fit(X)

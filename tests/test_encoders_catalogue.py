@@ -15,14 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpbench import load_study
+from fpbench import load_study, loading
 from fpbench.encoders import catalogue, checkpoint, load_encoder, register_encoder
 from fpbench.encoders.fingerprint import difference, fingerprint, picture, same
 from fpbench.errors import InputError, MissingError
+from fpbench.grid import jobs as grid
 from fpbench.images import Geometry
-from fpbench.study import extension
-
-grid = extension("tools/grid.py")
 
 ROOT = Path(__file__).parent.parent
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
@@ -360,7 +358,7 @@ def test_an_encoder_of_ones_own_in_ten_lines(monkeypatch, tmp_path, small_study)
         text + f'extensions: ["{tmp_path}/mine.py"]\nencoders: [{{name: tiny, model: tiny, weights: random}}]\n'
     )
     study = load_study(small_study)
-    encoder = study.load_encoder("tiny")
+    encoder = loading.load_encoder(study, "tiny")
     assert encoder.embed([picture()]).shape == (1, 8)
     torch.save(encoder.module.state_dict(), tmp_path / "w.pt")
     assert load_encoder("tiny", tmp_path / "w.pt", seed=5).weights.sha256 == encoder.weights.sha256

@@ -13,10 +13,10 @@ from conftest import start_pipeline
 from test_finetuning import SHORT, Trainer, run, state
 from test_pipeline import bench_of, hashes
 
-from fpbench import artifacts, load_study, paths, protocols
-from fpbench.study import extension
-
-grid = extension("tools/grid.py")
+from fpbench import load_study
+from fpbench.files import artifacts, paths
+from fpbench.grid import jobs as grid
+from fpbench.training import probing
 
 
 def flip(path, where=0.6, bit=4):
@@ -72,7 +72,7 @@ def test_two_runs_at_once_where_every_lock_is_granted_to_everyone(small_study, t
 
 def test_a_flipped_bit_in_any_file_of_the_cache_is_never_read_as_good(small_study):
     study, cache = load_study(small_study).begin(), paths.cache()
-    protocols.run_probe(bench_of(study), "ridge")
+    probing.run_probe(bench_of(study), "ridge")
     before, found = hashes(paths.results()), {}
     files = [path for path in sorted(cache.rglob("*.*")) if not path.name.startswith(".")]
     assert {path.parent.name for path in files} == {"scans", "images", "fingerprints", "embeddings"}
@@ -84,7 +84,7 @@ def test_a_flipped_bit_in_any_file_of_the_cache_is_never_read_as_good(small_stud
         path.unlink()  # so that the pictures are read
     for path in paths.results().rglob("ridge/*"):
         path.unlink()
-    protocols.run_probe(bench_of(study), "ridge")
+    probing.run_probe(bench_of(study), "ridge")
     assert hashes(paths.results()) == before
     for path, content in found.items():
         assert path.suffix == ".json" or path.read_bytes() == content, path
@@ -93,7 +93,7 @@ def test_a_flipped_bit_in_any_file_of_the_cache_is_never_read_as_good(small_stud
         flip(path)
     for path in paths.results().rglob("ridge/*"):
         path.unlink()
-    protocols.run_probe(bench_of(study), "ridge")
+    probing.run_probe(bench_of(study), "ridge")
     assert hashes(paths.results()) == before
 
 

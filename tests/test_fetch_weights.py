@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from fpbench import artifacts, transfer
 from fpbench.encoders import catalogue, fetch
 from fpbench.encoders.catalogue import Source
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, transfer
 
 BYTES = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(BYTES).hexdigest()

@@ -11,12 +11,14 @@ import torch
 from conftest import OPENING, Fork
 from safetensors.torch import load_file
 
-from fpbench import adaptation, augmentation, finetuning, load_study, make_splits, predictions, protocols
+from fpbench import load_study, loading, make_splits, predictions, results
 from fpbench.encoders import load_encoder
 from fpbench.errors import InputError
-from fpbench.finetuning import Classifier, Part, Pictures, Trainer, finetune, predict
 from fpbench.recipe import Augmentation, Recipe
 from fpbench.study import EncoderSpec
+from fpbench.training import adaptation, augmentation, finetuning, tuning
+from fpbench.training.bench import choices, open_bench
+from fpbench.training.finetuning import Classifier, Part, Pictures, Trainer, finetune, predict
 
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
 TRANSFORMERS = SEVEN[:5]
@@ -404,43 +406,43 @@ def bench_of(small, tmp_path, encoder, split="official", change=lambda cohort: c
     path = tmp_path / "tuned.yaml"
     path.write_text(TUNED.format(split=split, **small))
     study = load_study(path).begin()
-    home, external = study.load_cohorts()
+    home, external = loading.load_cohorts(study)
     home = change(home)
     splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
-    return protocols.open_bench(study, encoder, home, external, splits, embed=False)
+    return open_bench(study, encoder, home, external, splits, embed=False)
 
 
 def test_every_fold_is_tuned_and_the_rate_chosen_on_fold_0_serves_all(small, tmp_path):
     bench = bench_of(small, tmp_path, "tiny")
-    files = protocols.run_finetuning(bench, "full")
+    files = tuning.run_finetuning(bench, "full")
     read = predictions.read(files, bench.study.the_task)
     assert set(read["protocol"]) == {"full"}
     assert set(read["fold"]) == {0, 1, 2}
     assert set(read["population"]) == {"spain", "africa"}
-    table = protocols.choices(files)
+    table = choices(files)
     assert table["strength"].nunique() == 1
     assert table["rule"].tolist() == ["best on the validation part of this fold"] + 2 * [
         "best on the validation part of fold 0"
     ]
-    runs = protocols.histories(bench, "full")
+    runs = tuning.histories(bench, "full")
     assert runs.groupby("fold")["rate"].nunique().tolist() == [2, 1, 1]
     best = runs[runs["fold"] == 0].sort_values(["macro F1", "NLL"], ascending=[False, True]).iloc[0]
     assert best["rate"] == table["strength"].iloc[0]
-    model = protocols.tuned(bench, "full", 1)
+    model = tuning.tuned(bench, "full", 1)
     fold = bench.splits.fold(1)
     pictures = Pictures(bench.home.array(bench.model.geometry), torch.device("cpu"))
     rows = read[(read["fold"] == 1) & (read["split"] == "val")]
     logits = predict(model, pictures, fold.validation)
     assert np.array_equal(rows[bench.study.the_task.columns()].to_numpy(), logits)
     written = [path.stat().st_mtime_ns for path in files]
-    assert [path.stat().st_mtime_ns for path in protocols.run_finetuning(bench, "full")] == written
+    assert [path.stat().st_mtime_ns for path in tuning.run_finetuning(bench, "full")] == written
 
 
 def test_under_crossval_every_fold_chooses_its_own_rate(small, tmp_path):
     bench = bench_of(small, tmp_path, "tiny", "crossval")
-    files = protocols.run_finetuning(bench, "full", folds=[2])
+    files = tuning.run_finetuning(bench, "full", folds=[2])
     assert [path.name for path in files] == ["fold2.parquet"]
-    assert protocols.histories(bench, "full").groupby("fold")["rate"].nunique().to_dict() == {2: 2}
+    assert tuning.histories(bench, "full").groupby("fold")["rate"].nunique().to_dict() == {2: 2}
 
 
 def test_test_labels_have_no_say(small, tmp_path, monkeypatch):
@@ -458,7 +460,7 @@ def test_test_labels_have_no_say(small, tmp_path, monkeypatch):
     for name, change in (("one", lambda cohort: cohort), ("two", shuffle)):
         monkeypatch.setenv("FPBENCH_RESULTS", str(tmp_path / name))
         bench = bench_of(small, tmp_path, "tiny", change=change)
-        read = predictions.read(protocols.run_finetuning(bench, "full", folds=[0]), bench.study.the_task)
+        read = predictions.read(tuning.run_finetuning(bench, "full", folds=[0]), bench.study.the_task)
         spain = read[read["population"] == "spain"].sort_values(["split", "image_id"])
         logits.append(spain[bench.study.the_task.columns()].to_numpy())
     assert np.array_equal(*logits)
@@ -474,8 +476,8 @@ def test_a_fold_that_fails_does_not_take_the_others_with_it(small, tmp_path, mon
 
     monkeypatch.setattr(finetuning, "finetune", fail)
     with pytest.raises(InputError, match="vit, lora: 1 of 3 folds failed:\nfold 1: the loss is nan"):
-        protocols.run_finetuning(bench, "lora")
-    there = [bench.study.predictions("vit", "lora", fold).is_file() for fold in range(3)]
+        tuning.run_finetuning(bench, "lora")
+    there = [results.path(bench.study, "vit", "lora", fold).is_file() for fold in range(3)]
     assert there == [True, False, True]
 
 
@@ -483,8 +485,8 @@ PROCESS = (
     OPENING
     + """
 for encoder, mode in study.tunings():
-    bench = protocols.open_bench(study, encoder, home, external, splits, embed=False)
-    protocols.run_finetuning(bench, mode, folds=[0])
+    bench = open_bench(study, encoder, home, external, splits, embed=False)
+    tuning.run_finetuning(bench, mode, folds=[0])
 """
 )
 

@@ -11,15 +11,13 @@ import nbformat
 import psutil
 import pytest
 
-from fpbench import paths
-from fpbench.study import extension
+from fpbench.grid import forkserver
 
-SERVER = paths.REPOSITORY / "tools" / "forkserver.py"
+SERVER = [sys.executable, "-P", "-m", "fpbench.grid.forkserver"]
 MODULES = ["papermill", "ipykernel.kernelapp", "pandas", "matplotlib"]
 DRIVER = """
 import json, os, subprocess, sys
-sys.path.insert(0, os.path.dirname(sys.argv[2]))
-from forkserver import listening
+from fpbench.grid.forkserver import listening
 
 modules, command = json.loads(sys.argv[1])
 with listening(modules, []) as address:
@@ -27,8 +25,8 @@ with listening(modules, []) as address:
 """
 SNAKEMAKE = """
 import json, os, subprocess, sys
-python, server, *rest = json.loads(sys.argv[1])
-print("code", subprocess.run([python, "-P", server, str(os.getpid()), *rest]).returncode)
+server, rest = json.loads(sys.argv[1])
+print("code", subprocess.run([*server, str(os.getpid()), *rest]).returncode)
 """
 PIDS = "import os, time\nopen('pids', 'w').write(f'{os.getpid()} {os.getppid()}')"
 
@@ -36,7 +34,7 @@ PIDS = "import os, time\nopen('pids', 'w').write(f'{os.getpid()} {os.getppid()}'
 @pytest.fixture(scope="module")
 def address():
     """A server for all tests of which it is not the victim, started by this process."""
-    with extension("tools/forkserver.py").listening(MODULES, []) as found:
+    with forkserver.listening(MODULES, []) as found:
         yield found
 
 
@@ -48,17 +46,10 @@ def start(tmp_path, address, *cells, **environment):
     code[0].metadata["tags"] = ["parameters"]
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=about), tmp_path / "in.ipynb")
-    job = [
-        sys.executable,
-        str(SERVER),
-        "fpbench",
-        "notebook",
-        str(tmp_path / "in"),
-        str(tmp_path / "out" / "out.ipynb"),
-    ]
-    command = [sys.executable, "-c", SNAKEMAKE, json.dumps([*job, "-p", "given=a text"])]
+    job = ["fpbench", "notebook", str(tmp_path / "in"), str(tmp_path / "out" / "out.ipynb"), "-p", "given=a text"]
+    command = [sys.executable, "-c", SNAKEMAKE, json.dumps([SERVER, job])]
     if address is None:
-        command = [sys.executable, "-c", DRIVER, json.dumps([MODULES, command]), str(SERVER), "fpbench"]
+        command = [sys.executable, "-c", DRIVER, json.dumps([MODULES, command]), "fpbench"]
     env = {**os.environ, **(address or {}), **environment}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -81,7 +72,7 @@ def outputs(tmp_path):
 def test_a_forked_job_writes_what_the_command_alone_would(tmp_path, address):
     cells = (
         "import pandas as pd\nimport numpy as np\npd.DataFrame(np.arange(90.0).reshape(3, 30) / 7)",
-        "from fpbench import figures\nfrom matplotlib import pyplot as plt\nplt.plot([1, 2])\nplt.show()",
+        "from fpbench.reporting import figures\nfrom matplotlib import pyplot as plt\nplt.plot([1, 2])\nplt.show()",
         "print(given, os.environ['GIVEN'], os.environ['MPLBACKEND'])\nos.write(1, b'straight to the stream')",
         "import threading\nprint(threading.active_count())\nprint(input.__module__)",
     )

@@ -19,10 +19,10 @@ import pytest
 import yaml
 from conftest import write_africa, write_spain
 
-from fpbench import artifacts, cohorts, load_study, paths, protocols
-from fpbench.study import extension
-
-grid = extension("tools/grid.py")
+from fpbench import cohorts, load_study
+from fpbench.files import artifacts, paths
+from fpbench.grid import jobs as grid
+from fpbench.training import bench
 
 COUNTS = """
 from dataclasses import replace
@@ -46,8 +46,9 @@ def execute(source, output, parameters):
 '''
 OPENING = """
 import time
-from fpbench import artifacts, load_study, paths
-from fpbench.progress import Progress
+from fpbench import load_study
+from fpbench.files import artifacts, paths
+from fpbench.files.progress import Progress
 folder = paths.results() / "tiny"
 def put(name, content="x"):
     with artifacts.atomic(folder / name) as path:
@@ -58,16 +59,16 @@ def put(name, content="x"):
 CELLS = {
     "01_cohorts": "artifacts.write_json(folder / 'cohorts.json', {})",
     "02_splits": "put('splits.csv'); artifacts.commit(folder / 'splits.csv', {})",
-    "03_encoders": "put('encoders.csv', str([spec.name for spec in load_study(study).present()]))",
+    "03_encoders": "put('encoders.csv', str([spec.name for spec in results.present(load_study(study))]))",
     "04_linear_probing": """
-if encoder == "two" and (paths.REPOSITORY / "two.safetensors").read_text() == "broken":
+if encoder == "two" and (paths.home() / "two.safetensors").read_text() == "broken":
     raise ValueError("not a | weights\\nfile")
 files = [f"predictions/{encoder}/logistic/fold{n}.parquet" for n in range(2)]
 for name in files:
     put(name, encoder)
     artifacts.commit(folder / name, {})
 known = {name: artifacts.file_sha256(folder / name) for name in files}
-artifacts.write_json(folder / f"predictions/{encoder}/probing.json", {"files": known})
+artifacts.write_json(folder / f"predictions/{encoder}/logistic.json", {"files": known})
 """,
     "05_fine_tuning": """
 bar = Progress(total=100_000, desc=f"{encoder}, {mode}, fold 0", unit="step", initial=100)
@@ -78,9 +79,9 @@ while not bar.update(3) and slow.is_file():
 artifacts.write_json(folder / f"predictions/{encoder}/{mode}.json", {"files": {}})
 """,
     "06_benchmark": """
-holes = load_study(study).holes()
-put("tables/table1.csv", str(holes))
-put("tables/table1.md", f"Table 1: {holes}")
+missing = results.missing(load_study(study))
+put("tables/table1.csv", str(missing))
+put("tables/table1.md", f"Table 1: {missing}")
 """,
     "07_cross_population": "put('tables/gap_steps.csv')",
     "08_shortcuts": "put('tables/conditions.csv')",
@@ -101,14 +102,12 @@ class Tree:
 
     def __init__(self, folder):
         self.folder, self.results, self.file = folder, folder / "results of a test", folder / "studies" / "tiny.yaml"
-        shutil.copytree(paths.REPOSITORY / "fpbench", folder / "fpbench", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(paths.REPOSITORY / "profiles", folder / "profiles")
-        shutil.copy(paths.REPOSITORY / "Snakefile", folder)
-        for name in ("notebooks", "studies", "tools"):
+        shutil.copytree(paths.home() / "fpbench", folder / "fpbench", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(paths.home() / "profiles", folder / "profiles")
+        shutil.copy(paths.home() / "Snakefile", folder)
+        for name in ("notebooks", "studies"):
             (folder / name).mkdir()
-        for name in ("grid.py", "grid.yaml", "forkserver.py"):
-            shutil.copy(paths.REPOSITORY / "tools" / name, folder / "tools")
-        (folder / "fpbench" / "notebooks.py").write_text(EXECUTE)
+        (folder / "fpbench" / "grid" / "notebooks.py").write_text(EXECUTE)
         for name, cell in CELLS.items():
             cells = [nbformat.v4.new_code_cell(text) for text in (OPENING, cell)]
             nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
@@ -140,8 +139,8 @@ class Tree:
 @pytest.fixture
 def stale(tree, monkeypatch):
     """What would run and why, asked in this process, which takes the tree for its repository."""
-    monkeypatch.setattr(paths, "REPOSITORY", tree.folder)
-    monkeypatch.setattr(grid, "LIBRARY", tree.folder / "fpbench")
+    monkeypatch.setattr(paths, "PACKAGE", tree.folder / "fpbench")
+    monkeypatch.setenv("FPBENCH_HOME", str(tree.folder))
     monkeypatch.setenv("FPBENCH_RESULTS", str(tree.results))
     monkeypatch.setenv("FPBENCH_CACHE", str(tree.folder / "cache"))
     for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
@@ -156,7 +155,7 @@ def tree(tmp_path_factory):
     tree = Tree(tmp_path_factory.mktemp("a tree"))
     folder, tree.told = tree.results / "tiny", {}
     tree.weights.write_text("broken")
-    tree.told["named"] = tree.call("run", "tiny", "--", str(folder / "predictions" / "two" / "probing.json"))
+    tree.told["named"] = tree.call("run", "tiny", "--", str(folder / "predictions" / "two" / "logistic.json"))
     tree.told["made"] = sorted(path.stem for path in (folder / "jobs").glob("0*"))
     tree.told["failed"] = tree.call("run", "tiny")
     tree.told["status"] = tree.call("status", "tiny")
@@ -207,8 +206,8 @@ def test_an_encoder_that_fails_leaves_a_hole_and_the_others_finish(tree):
     code, out = tree.told["failed"]
     assert code == 1, out
     reason = "ValueError: not a / weights file"
-    holes = {"two/probing": reason, "two/full": f"after 04_linear_probing.two: {reason}"}
-    assert f"Table 1: {holes}" in out
+    missing = {"two/probing": reason, "two/full": f"after 04_linear_probing.two: {reason}"}
+    assert f"Table 1: {missing}" in out
     assert f"missing: 04_linear_probing.two: {reason}" in out
     assert f"its notebook: {tree.results / 'tiny' / 'notebooks' / '04_linear_probing.two.ipynb'}" in out
     assert "fpbench run tiny --only two" in out
@@ -228,7 +227,7 @@ def test_it_is_mended_alone_and_table_1_is_whole_when_all_that_it_needs_is_there
     assert code == 0, out
     assert "snakemake" in out
     assert "Table 1: {}" in out
-    assert not (tree.results / "tiny" / "holes.json").exists()
+    assert not (tree.results / "tiny" / "missing.json").exists()
     assert tree.call("run", "tiny", "--only", "one,three")[1].startswith("fpbench: study tiny has no encoder 'three': ")
 
 
@@ -292,14 +291,14 @@ def test_a_change_makes_stale_what_depends_on_it_and_only_that(tree, stale, monk
     files = {
         "weights": tree.weights, "cohort": tree.folder / "africa" / "African_planes_database.csv",
         "extension": tree.folder / "studies" / "probe.py",
-        "notebook": tree.folder / "notebooks" / "09_label_efficiency.ipynb", "analysis": tree.folder / "fpbench" / "claims.py",
+        "notebook": tree.folder / "notebooks" / "09_label_efficiency.ipynb", "analysis": tree.folder / "fpbench" / "analysis" / "claims.py",
         "predictions": tree.results / "tiny" / "predictions" / "one" / "logistic" / "fold1.parquet",
         "sidecar": tree.results / "tiny" / "predictions" / "one" / "logistic" / "fold1.json",
         "output": tree.results / "tiny" / "tables" / "conditions.csv",
     }  # fmt: skip
     edits = {"notebook": ("put(", "put( "), "output": ("x", "y")}
     assert stale() == {}
-    monkeypatch.setattr(protocols, "VERSION", 2 if change == "version" else 1)
+    monkeypatch.setattr(bench, "VERSION", 2 if change == "version" else 1)
     before = files[change].read_text() if change in files else ""
     try:
         if change in files:
@@ -328,10 +327,10 @@ def test_a_change_makes_stale_what_depends_on_it_and_only_that(tree, stale, monk
 def test_the_real_benchmark_goes_on_without_an_encoder(tmp_path, phantoms):
     """The committed predictions of two miniatures, one of them taken away: its rows say why, nothing else minds."""
     folder = tmp_path / "results" / "explore"
-    shutil.copytree(paths.REPOSITORY / "studies" / "explore", folder)
+    shutil.copytree(paths.home() / "studies" / "explore", folder)
     shutil.rmtree(folder / "predictions" / "mofo-mini")
-    holes = {"mofo-mini/probing": "ValueError: no weights", "mofo-mini/full": "after it"}
-    artifacts.write_json(folder / "holes.json", holes)
+    missing = {"mofo-mini/probing": "ValueError: no weights", "mofo-mini/full": "after it"}
+    artifacts.write_json(folder / "missing.json", missing)
     env = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(phantoms)}
     command = [sys.executable, "-m", "fpbench.cli", "notebook", "06_benchmark", str(folder / "06.ipynb")]
     command += ["-p", "study=explore", "-p", "maps=0"]

@@ -18,10 +18,12 @@ import pytest
 import torch
 import yaml
 
-from fpbench import artifacts, cli, images, load_cohort, load_study, notebooks, paths, predictions
+from fpbench import cli, images, load_cohort, load_study, loading, predictions
 from fpbench.cohorts import africa, spain
 from fpbench.encoders import checkpoint
 from fpbench.errors import InputError
+from fpbench.files import artifacts, paths
+from fpbench.grid import notebooks
 
 MARK = "executed"  # the file that a payload would make
 GOOD = {"name": "x", "title": "X", "cohorts": [{"name": "spain"}], "encoders": [{"name": "a", "model": "usfm-mini", "weights": "random"}]}  # fmt: skip
@@ -41,7 +43,7 @@ def refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(around))
 
     def run(*arguments: str, says: str) -> str:
-        before = tree(around), tree(paths.REPOSITORY / "studies")
+        before = tree(around), tree(paths.home() / "studies")
         monkeypatch.setattr(sys, "argv", ["fpbench", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -51,7 +53,7 @@ def refused(tmp_path, monkeypatch, capsys):
         assert says in message
         assert "Traceback" not in message
         assert 20 < len(message) < 2000
-        assert (tree(around), tree(paths.REPOSITORY / "studies")) == before
+        assert (tree(around), tree(paths.home() / "studies")) == before
         assert not list(tmp_path.rglob(MARK))
         return message
 
@@ -151,7 +153,7 @@ def test_a_hostile_picture(small, refused, monkeypatch, kind):
     study = small["spain"].parent / "x.yaml"
     study.write_text(yaml.safe_dump({**GOOD, "cohorts": [{"name": "spain", "root": str(small["spain"])}]}))
     with pytest.raises(InputError, match="spain/Patient00001_Plane2_1_of_3") as error:
-        load_study(study).load_cohorts()
+        loading.load_cohorts(load_study(study))
     assert says in str(error.value)
     assert len(images.damaged([small["spain"] / "Images" / "Patient00001_Plane2_1_of_3.png"])) == 1
     assert not list(small["spain"].rglob(MARK))
@@ -207,7 +209,7 @@ def test_a_hostile_encoder_of_a_study(refused, tmp_path, field, value, says):
         refused("run", path, says=says)
         return
     with pytest.raises(InputError) as error:
-        load_study(path).load_encoder("a")
+        loading.load_encoder(load_study(path), "a")
     assert says in str(error.value)
 
 
@@ -308,7 +310,7 @@ class Command:
     ],
 )
 def test_a_hostile_checkpoint_of_fine_tuning(tmp_path, monkeypatch, content, says):
-    from fpbench.finetuning import Trainer
+    from fpbench.training.finetuning import Trainer
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "last.pt").write_bytes(content)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fpbench import inspection
-from fpbench.encoders import load_encoder
-from fpbench.encoders.tower import grid
+from fpbench.encoders import inspection, load_encoder
+from fpbench.encoders.adapters.tower import grid
 
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
 

@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import artifacts, notebooks, paths
+from fpbench import loading
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, paths
+from fpbench.grid import notebooks
+from fpbench.training.probes import logistic
 
-SOURCES = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
+SOURCES = sorted((paths.home() / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -184,7 +187,7 @@ def test_a_second_run_does_nothing_and_says_so(sample_run):
 
 def test_a_dry_run_after_a_change_lists_what_depends_on_it(sample_run, tmp_path):
     environment, _ = sample_run
-    text = (paths.REPOSITORY / "studies" / "sample.yaml").read_text()
+    text = (paths.home() / "studies" / "sample.yaml").read_text()
     study = tmp_path / "sample.yaml"
     study.write_text(text.replace("    weights: random", "    weights: random\n    seed: 7"))
     listed = fpbench("run", str(study), "--dry-run", "--why", **environment).stdout
@@ -198,21 +201,21 @@ def test_a_dry_run_after_a_change_lists_what_depends_on_it(sample_run, tmp_path)
 
 
 def test_shuffled_labels_give_chance_level_scores_on_real_embeddings(shared, sample_run, monkeypatch):
-    from fpbench import load_study, metrics, probing
-    from fpbench.embeddings import embed_cohort
+    from fpbench import load_study, metrics
     from fpbench.splits import make_splits
+    from fpbench.training.embeddings import embed_cohort
 
     monkeypatch.setenv("FPBENCH_CACHE", sample_run[0]["FPBENCH_CACHE"])
     study = load_study("sample").begin()
-    home, _ = study.load_cohorts()
-    X = embed_cohort(study.load_encoder("mobilenetv2"), home)
+    home, _ = loading.load_cohorts(study)
+    X = embed_cohort(loading.load_encoder(study, "mobilenetv2"), home)
     splits, rng = make_splits(home, study.the_task, "crossval"), np.random.default_rng(0)
     y = rng.permutation(study.the_task.codes(home.frame["plane"]))
     folds = [splits.fold(n) for n in range(5)]
-    heads = probing.fit_paths(X, y, [fold.train for fold in folds], 6)
+    heads = logistic.fit_paths(X, y, [fold.train for fold in folds], 6)
     found = []
     for fold, path in zip(folds, heads, strict=True):
-        choice = probing.choose(path, X[fold.validation], y[fold.validation])
+        choice = heads.choose(path, X[fold.validation], y[fold.validation])
         found.append(metrics.scores(y[fold.test], path.logits(X[fold.test], choice.index), range(6))["macro F1"])
     assert np.mean(found) < 0.25
 
@@ -230,7 +233,7 @@ def test_brain_sub_planes_are_a_second_study_file_and_no_other_code(shared, sess
 def test_the_analysis_runs_on_the_committed_predictions_alone(tmp_path, phantoms):
     """As the README says: no encoder is run, and what comes out is a function of the predictions."""
     folder = tmp_path / "results" / "explore"
-    shutil.copytree(paths.REPOSITORY / "studies" / "explore", folder)
+    shutil.copytree(paths.home() / "studies" / "explore", folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     environment = {"FPBENCH_RESULTS": str(tmp_path / "results"), "FPBENCH_DATA": str(phantoms)}
     for name, more in (("06_benchmark", ["-p", "maps=0"]), ("07_cross_population", [])):

@@ -12,9 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fpbench import paths
+from fpbench.files import paths
 
-ROOT = paths.REPOSITORY
+ROOT = paths.home()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORDER = (
     "errors", "paths", "tasks", "transfer", "artifacts", "progress", "images", "cohorts", "splits", "encoders", "inspection", "embeddings", "probing", "recipe",

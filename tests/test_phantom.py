@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpbench import paths
+from fpbench.cohorts import phantoms as phantom
 from fpbench.errors import InputError
-from fpbench.study import extension
+from fpbench.files import paths
 
-REPOSITORY = paths.REPOSITORY
-phantom = extension("studies/phantoms/cohorts.py")
+REPOSITORY = paths.home()
+
 NUMBERS = {
     "Other": "1", "Fetal abdomen": "2", "Fetal brain": "3", "Maternal cervix": "4", "Fetal femur": "5", "Fetal thorax": "6",
 }  # fmt: skip
@@ -272,8 +272,7 @@ def test_unknown_kind_and_cause_are_refused(tmp_path):
 
 def start(root):
     code = (
-        "from fpbench.study import extension; phantom = extension('studies/phantoms/cohorts.py'); "
-        f"phantom.ensure({str(root)!r}, 'africa', patients=1)"
+        f"from fpbench.study import extension; phantom = phantoms; phantom.ensure({str(root)!r}, 'africa', patients=1)"
     )
     return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 

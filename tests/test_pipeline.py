@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 from conftest import kill_when, start_pipeline
 
-from fpbench import artifacts, embeddings, load_study, make_splits, predictions, protocols, tables
+from fpbench import load_study, loading, make_splits, predictions, results
+from fpbench.analysis import scoring
 from fpbench.cohorts import spain
 from fpbench.errors import InputError
+from fpbench.files import artifacts
+from fpbench.training import embeddings, probing
+from fpbench.training.bench import choices, open_bench
+from fpbench.training.probes import logistic
 
 
 def bench_of(study, change=lambda cohort: cohort):
-    home, external = study.load_cohorts()
+    home, external = loading.load_cohorts(study)
     home = change(home)
     splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
-    return protocols.open_bench(study, "tiny", home, external, splits)
+    return open_bench(study, "tiny", home, external, splits)
 
 
 def hashes(folder):
@@ -39,20 +44,20 @@ def test_each_image_passes_the_encoder_once_and_a_second_run_not_at_all(small_st
     bench = bench_of(study)
     assert sum(seen) == 144 + 54 + 1  # not times the number of folds; and the fingerprint's one
     for probe in study.probes:
-        protocols.run_probe(bench, probe)
+        probing.run_probe(bench, probe)
     again = bench_of(study)
     assert sum(seen) == 144 + 54 + 2
     assert again.key == bench.key
     fitted = []
-    monkeypatch.setitem(protocols.PROBES, "logistic", lambda bench, folds: fitted.append(folds) or [])
-    protocols.run_probe(again, "logistic")
+    monkeypatch.setattr(logistic, "fit", lambda bench, folds: fitted.append(folds) or [])
+    probing.run_probe(again, "logistic")
     assert not fitted  # finished folds are skipped before anything is fitted
 
 
 def test_the_embedding_key_covers_every_ingredient(small_study, small, monkeypatch):
     study = load_study(small_study).begin()
-    home, (africa,) = study.load_cohorts()
-    encoder = study.load_encoder("tiny")
+    home, (africa,) = loading.load_cohorts(study)
+    encoder = loading.load_encoder(study, "tiny")
 
     def key(encoder=encoder, cohort=home, batch=8, bf16=False):
         return artifacts.digest(embeddings.embedding_key(encoder, cohort, batch, bf16))
@@ -74,8 +79,8 @@ def test_the_embedding_key_covers_every_ingredient(small_study, small, monkeypat
 def test_embeddings_are_cached_in_shards_and_checked(small_study, tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "SHARD", 2)
     study = load_study(small_study).begin()
-    (africa,) = study.load_cohorts()[1]
-    encoder = study.load_encoder("tiny")
+    (africa,) = loading.load_cohorts(study)[1]
+    encoder = loading.load_encoder(study, "tiny")
     whole = np.array(embeddings.embed_cohort(encoder, africa, 8))
     assert not list((tmp_path / "results").rglob("*.shards"))
     direct = np.concatenate([encoder.embed(africa.array(encoder.geometry)[i : i + 8]) for i in range(0, 54, 8)])
@@ -93,8 +98,8 @@ def test_an_adapter_that_computes_something_else_is_noticed_and_embeds_anew(smal
             return 2 * x
 
     study = load_study(small_study).begin()
-    home, _ = study.load_cohorts()
-    first = study.load_encoder("tiny")
+    home, _ = loading.load_cohorts(study)
+    first = loading.load_encoder(study, "tiny")
     before = embeddings.embed_cohort(first, home, 8)
     changed = replace(first, module=torch.nn.Sequential(first.module, Double()))
     assert changed.identity() == first.identity()
@@ -113,10 +118,10 @@ def test_table_1_reads_what_the_study_calls_for_and_nothing_else_in_the_folder(s
     study = load_study(small_study).begin()
     bench = bench_of(study)
     for probe in ("ridge", "knn"):
-        protocols.run_probe(bench, probe)
+        probing.run_probe(bench, probe)
     fewer = replace(study, folds=3, probes=["ridge"])
     files = fewer.all_predictions()
-    assert sorted(files) == [study.predictions("tiny", "ridge", fold) for fold in range(3)]
+    assert sorted(files) == [results.path(study, "tiny", "ridge", fold) for fold in range(3)]
     assert len(list(study.folder.rglob("fold*.parquet"))) == 8
     read = predictions.read(files, study.the_task)
     assert set(read["protocol"]) == {"ridge"}
@@ -127,8 +132,8 @@ def test_an_embedding_that_is_not_finite_names_the_image(small_study):
     import torch
 
     study = load_study(small_study).begin()
-    (africa,) = study.load_cohorts()[1]
-    encoder = study.load_encoder("tiny")
+    (africa,) = loading.load_cohorts(study)[1]
+    encoder = loading.load_encoder(study, "tiny")
     with torch.no_grad():
         encoder.module.conv_head.weight.fill_(float("nan"))
     broken = replace(encoder, weights=replace(encoder.weights, sha256="broken"))
@@ -148,7 +153,7 @@ def test_test_labels_have_no_say_in_any_choice(small_study):
             bench = replace(bench, home=replace(bench.home, frame=frame), key="shuffled")
         assert bench.labels[bench.splits.fold(0).test].shape == (36,)
         fold = [bench.splits.fold(0)]
-        chosen[shuffled] = {probe: protocols.PROBES[probe](bench, fold)[0][1] for probe in study.probes}
+        chosen[shuffled] = {probe: probing.fit_of(probe)(bench, fold)[0][1] for probe in study.probes}
     assert chosen[True] == chosen[False]
 
 
@@ -168,7 +173,7 @@ def test_permuting_the_rows_of_the_label_file_changes_no_prediction(small_study,
         study = load_study(small_study).begin()
         bench = bench_of(study)
         for probe in study.probes:
-            protocols.run_probe(bench, probe)
+            probing.run_probe(bench, probe)
         found.append(hashes(tmp_path / f"results{turn}"))
     assert len(found[0]) == 8
     assert found[0] == found[1]
@@ -210,7 +215,7 @@ def test_two_runs_at_once_on_one_cache_both_succeed(small_study, tmp_path):
 def test_predictions_carry_their_provenance_and_scores_follow(small_study):
     study = load_study(small_study).begin()
     bench = bench_of(study)
-    files = protocols.run_probe(bench, "logistic")
+    files = probing.run_probe(bench, "logistic")
     about = artifacts.checked(files[0])
     assert about["encoder"]["weights"]["source"] == "random"
     assert about["provenance"]["threads"] == 1
@@ -223,19 +228,19 @@ def test_predictions_carry_their_provenance_and_scores_follow(small_study):
         "africa": 54,
         "spain": 36,
     }
-    scores = tables.summarise(tables.evaluate(frame, study.the_task))
+    scores = scoring.summarise(scoring.evaluate(frame, study.the_task))
     assert scores["folds"].eq(4).all()
-    assert protocols.choices(files)["fold"].tolist() == [0, 1, 2, 3]
-    assert len(protocols.curves(files)) == 4 * 45
+    assert choices(files)["fold"].tolist() == [0, 1, 2, 3]
+    assert len(probing.curves(files)) == 4 * 45
 
 
 def test_a_fold_that_is_damaged_is_made_again_and_only_that(small_study):
     study = load_study(small_study).begin()
     bench = bench_of(study)
-    files = protocols.run_probe(bench, "ridge")
+    files = probing.run_probe(bench, "ridge")
     before = [(artifacts.file_sha256(path), path.stat().st_mtime_ns) for path in files]
     files[2].write_bytes(files[2].read_bytes()[:-5])
-    protocols.run_probe(bench, "ridge")
+    probing.run_probe(bench, "ridge")
     after = [(artifacts.file_sha256(path), path.stat().st_mtime_ns) for path in files]
     assert [sha for sha, _ in after] == [sha for sha, _ in before]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False, True]

@@ -2,8 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import artifacts, load_cohort, predictions, tables
+from fpbench import load_cohort, predictions
+from fpbench.analysis import scoring
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts
+from fpbench.reporting import tables
 from fpbench.tasks import TASKS
 
 TASK = TASKS["planes"]
@@ -125,7 +128,7 @@ def test_folds_made_by_two_versions_of_an_encoder_are_refused(frame, tmp_path):
 
 
 def test_views_and_scores(frame):
-    scores = tables.evaluate(frame, TASK)
+    scores = scoring.evaluate(frame, TASK)
     headline = scores[scores["metric"] == "macro F1"].set_index(["population", "classes", "rule", "duplicates"])
     assert headline.index.tolist() == [
         (*view, duplicates)
@@ -149,7 +152,7 @@ def test_views_and_scores(frame):
 
 
 def test_a_country_without_a_class_is_scored_on_those_it_has(frame):
-    scores = tables.evaluate(frame, TASK, ("centre",))
+    scores = scoring.evaluate(frame, TASK, ("centre",))
     classes = (
         scores[(scores["population"] == "africa") & (scores["rule"] == "open")].groupby("centre")["classes"].first()
     )
@@ -157,18 +160,18 @@ def test_a_country_without_a_class_is_scored_on_those_it_has(frame):
 
 
 def test_table1_names_what_is_not_public(frame):
-    table = tables.table1(tables.evaluate(frame.assign(encoder="fetalclip"), TASK))
+    table = tables.table1(scoring.evaluate(frame.assign(encoder="fetalclip"), TASK))
     (spain,), (africa,) = table["Spain, paper"], table["Africa, paper"]
     assert spain.startswith("0.9261, ")
     assert africa.startswith("0.9731, ")
-    other = tables.table1(tables.evaluate(frame, TASK))
+    other = tables.table1(scoring.evaluate(frame, TASK))
     assert other["Spain, paper"].tolist() == ["not public"]
 
 
 def test_table1_has_a_row_for_each_hole_with_the_reason(frame):
-    holes = {"usfm/full": "InputError: too little memory", "usfm/probing": "no weights"}
-    table = tables.table1(tables.evaluate(frame, TASK), holes=holes)
-    assert list(table.columns) == list(tables.table1(tables.evaluate(frame, TASK)).columns)
+    missing = {"usfm/full": "InputError: too little memory", "usfm/probing": "no weights"}
+    table = tables.table1(scoring.evaluate(frame, TASK), missing=missing)
+    assert list(table.columns) == list(tables.table1(scoring.evaluate(frame, TASK)).columns)
     rows = table.set_index(["encoder", "protocol"]).loc["usfm"]
     assert rows.index.tolist() == ["linear probing", "full fine-tuning"]
     assert rows.iloc[:, 0].tolist() == ["missing: no weights", "missing: InputError: too little memory"]
@@ -176,8 +179,8 @@ def test_table1_has_a_row_for_each_hole_with_the_reason(frame):
 
 
 def test_table1_puts_the_interval_between_score_and_sd(frame):
-    scores = tables.evaluate(frame, TASK)
-    view = tables.overview(scores)[[*tables.MODEL, *tables.VIEW, "metric"]]
+    scores = scoring.evaluate(frame, TASK)
+    view = scoring.overview(scores)[[*scoring.MODEL, *scoring.VIEW, "metric"]]
     table = tables.table1(scores, view.assign(low=0.25, high=0.75).assign(low=lambda f: f["low"].where(f.index > 0)))
     first, second = table.loc[0, ["Spain, 6 classes, open", "Spain, 4 classes, open"]]
     assert " [none] ± " in first  # no interval: never a zero-width one
@@ -188,4 +191,4 @@ def test_scores_of_validation_rows_never_enter(frame):
     flipped = frame.copy()
     rows = flipped["split"] == "val"
     flipped.loc[rows, TASK.columns()] = -flipped.loc[rows, TASK.columns()]
-    pd.testing.assert_frame_equal(tables.evaluate(frame, TASK), tables.evaluate(flipped, TASK))
+    pd.testing.assert_frame_equal(scoring.evaluate(frame, TASK), scoring.evaluate(flipped, TASK))

@@ -10,28 +10,27 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from fpbench import probing
+from fpbench import recipe
 from fpbench.errors import InputError
-from fpbench.study import extension
-
-fetalclip = extension("studies/probes/fetalclip.py")
+from fpbench.training.probes import heads, knn, logistic, ridge
+from fpbench.training.probes import sgd as fetalclip
 
 NINE = 10 ** np.linspace(-5, 0, 9)
 
 
-@pytest.mark.parametrize("count", [1, 7, probing.MEMORY, probing.MEMORY + 13])
+@pytest.mark.parametrize("count", [1, 7, logistic.MEMORY, logistic.MEMORY + 13])
 def test_the_pairs_of_lbfgs_in_products_equal_the_two_loops(count):
     heads, k, r = 3, 4, 15
     rng = np.random.default_rng(count)
     root = rng.normal(size=(heads, k * r, k * r)) / 8
-    hessian, pairs, known = root @ root.mT + np.eye(k * r), probing._Pairs.none(heads, k * r, "float64"), []
+    hessian, pairs, known = root @ root.mT + np.eye(k * r), logistic._Pairs.none(heads, k * r, "float64"), []
     for number in range(count):
         s = rng.normal(size=(heads, k * r))
         q = (hessian @ s[..., None])[..., 0]
         if number == count // 2 and count > 1:
             q[0] *= -1  # no curvature there: that head leaves the pair out
         pairs.add(s.reshape(heads, k, r), q.reshape(heads, k, r))
-        known = [*known, (s, q)][-probing.MEMORY :]
+        known = [*known, (s, q)][-logistic.MEMORY :]
     G, H, U = (
         rng.normal(size=(heads, k, r)),
         rng.uniform(0.5, 2, (heads, k, r)),
@@ -77,7 +76,7 @@ CASES = {
 @cache
 def fitted(name, eps=1e-6):
     X, y = synthetic(**CASES[name])
-    return X, y, probing.fit_paths(X, y, [np.arange(len(y))], y.max() + 1, NINE, eps)[0]
+    return X, y, logistic.fit_paths(X, y, [np.arange(len(y))], y.max() + 1, NINE, eps)[0]
 
 
 def objective(X, y, path, i):
@@ -105,7 +104,7 @@ def test_parity_with_scikit_learn(name):
 
 def test_two_classes_are_scikit_learn_at_twice_c():
     X, y = synthetic(200, 10, k=2)
-    path = probing.fit_paths(X, y, [np.arange(200)], 2, np.array([0.02, 0.2]), eps=1e-10)[0]
+    path = logistic.fit_paths(X, y, [np.arange(200)], 2, np.array([0.02, 0.2]), eps=1e-10)[0]
     Xs = StandardScaler().fit_transform(X.astype(float))
     binary = LogisticRegression(C=0.4, tol=1e-10, max_iter=10_000).fit(Xs, y)
     np.testing.assert_allclose(np.diff(path.logits(X, 1))[:, 0], binary.decision_function(Xs), atol=1e-3)
@@ -130,32 +129,32 @@ def test_certificate_is_recomputable_and_bounds_the_gap(name):
 
 def test_the_whole_grid_converges_and_the_spline_saves_iterations(monkeypatch):
     X, y = synthetic(600, 50)
-    path = probing.fit_paths(X, y, [np.arange(600)], 4)[0]
+    path = logistic.fit_paths(X, y, [np.arange(600)], 4)[0]
     assert path.converged.all()
-    monkeypatch.setattr(probing, "DENSE", 0)
-    cold = probing.fit_paths(X, y, [np.arange(600)], 4)[0]
+    monkeypatch.setattr(logistic, "DENSE", 0)
+    cold = logistic.fit_paths(X, y, [np.arange(600)], 4)[0]
     assert path.iterations.sum() < 0.7 * cold.iterations.sum()
     np.testing.assert_allclose(path.objective, cold.objective, rtol=1e-6)
 
 
 def test_heads_that_miss_the_bound_are_flagged():
     X, y = synthetic(300, 40)
-    path = probing.fit_paths(X, y, [np.arange(300)], 4, NINE, max_iter=2)[0]
+    path = logistic.fit_paths(X, y, [np.arange(300)], 4, NINE, max_iter=2)[0]
     assert not path.converged[-1]
     assert path.certificate[-1] > 1e-6
     assert (path.iterations <= 2).all()
     value, gradient, _, lam = objective(X, y, path, -1)
     np.testing.assert_allclose(path.certificate[-1], (gradient**2).sum() / (2 * lam * value), rtol=1e-6)
-    assert not probing.choose(path, X, y).converged
+    assert not heads.choose(path, X, y).converged
 
 
 def test_double_precision_finishes_what_single_cannot(monkeypatch):
     X, y = synthetic(300, 40)
-    design, used = probing._design, []
-    monkeypatch.setattr(probing, "_design", lambda *args: used.append(args[-1]) or design(*args))
-    probing.fit_paths(X, y, [np.arange(300)], 4, NINE, eps=1e-3)
+    design, used = logistic._design, []
+    monkeypatch.setattr(logistic, "_design", lambda *args: used.append(args[-1]) or design(*args))
+    logistic.fit_paths(X, y, [np.arange(300)], 4, NINE, eps=1e-3)
     assert used == ["float32"]
-    path = probing.fit_paths(X, y, [np.arange(300)], 4, NINE, eps=1e-14)[0]
+    path = logistic.fit_paths(X, y, [np.arange(300)], 4, NINE, eps=1e-14)[0]
     assert used == ["float32", "float32", "float64"]
     assert path.converged.all()
 
@@ -163,8 +162,8 @@ def test_double_precision_finishes_what_single_cannot(monkeypatch):
 def test_same_call_same_bytes_and_folds_are_independent():
     X, y = synthetic(300, 40)
     folds = [np.arange(0, 200), np.arange(100, 300)]
-    first, again = (probing.fit_paths(X, y, folds, 4, NINE) for _ in range(2))
-    alone = probing.fit_paths(X, y, folds[1:], 4, NINE)[0]
+    first, again = (logistic.fit_paths(X, y, folds, 4, NINE) for _ in range(2))
+    alone = logistic.fit_paths(X, y, folds[1:], 4, NINE)[0]
     for other in (again[1], alone):
         assert first[1].weights.tobytes() == other.weights.tobytes()
         assert first[1].intercept.tobytes() == other.intercept.tobytes()
@@ -172,8 +171,8 @@ def test_same_call_same_bytes_and_folds_are_independent():
 
 def test_other_c_in_the_call_change_results_only_within_the_certificate():
     X, y = synthetic(300, 40)
-    grid = probing.fit_paths(X, y, [np.arange(300)], 4)[0]
-    single = probing.fit_paths(X, y, [np.arange(300)], 4, probing.GRID[30])[0]
+    grid = logistic.fit_paths(X, y, [np.arange(300)], 4)[0]
+    single = logistic.fit_paths(X, y, [np.arange(300)], 4, recipe.GRID[30])[0]
     assert abs(grid.objective[30] - single.objective[0]) <= 1e-6 * single.objective[0]
 
 
@@ -181,23 +180,23 @@ def test_rows_outside_the_train_set_change_nothing():
     X, y = synthetic(300, 40)
     other = X.copy()
     other[200:] *= 100
-    one, two = (probing.fit_paths(Z, y, [np.arange(200)], 4, NINE)[0] for Z in (X, other))
+    one, two = (logistic.fit_paths(Z, y, [np.arange(200)], 4, NINE)[0] for Z in (X, other))
     assert one.weights.tobytes() == two.weights.tobytes()
 
 
 def test_invariant_to_scaling_shifting_and_class_order():
     X, y, path = fitted("tall")
     scale = 2.0 ** np.random.default_rng(0).integers(-6, 7, X.shape[1])
-    scaled = probing.fit_paths((X * scale).astype(np.float32), y, [np.arange(len(y))], 4, NINE)[0]
+    scaled = logistic.fit_paths((X * scale).astype(np.float32), y, [np.arange(len(y))], 4, NINE)[0]
     np.testing.assert_allclose(scaled.weights, path.weights, rtol=1e-6, atol=1e-9)
-    swapped = probing.fit_paths(X, 3 - y, [np.arange(len(y))], 4, NINE, eps=1e-12)[0]
+    swapped = logistic.fit_paths(X, 3 - y, [np.arange(len(y))], 4, NINE, eps=1e-12)[0]
     exact = fitted("tall", 1e-12)[2]
     np.testing.assert_allclose(swapped.weights[..., ::-1], exact.weights, atol=1e-6)
 
 
 def test_constant_embeddings_give_the_class_shares():
     y = np.repeat([0, 1, 2], [5, 15, 30])
-    path = probing.fit_paths(np.full((50, 7), 3.3, np.float32), y, [np.arange(50)], 3, NINE)[0]
+    path = logistic.fit_paths(np.full((50, 7), 3.3, np.float32), y, [np.arange(50)], 3, NINE)[0]
     assert path.converged.all()
     np.testing.assert_allclose(softmax(path.intercept, 1), np.tile([0.1, 0.3, 0.6], (9, 1)), atol=1e-9)
 
@@ -210,28 +209,28 @@ def test_all_logits_are_the_logits_of_each_head():
         np.testing.assert_allclose(every[i], path.logits(X[:7], i), atol=1e-12)
 
 
-def heads(*biases):
+def constant(*biases):
     """A path of constant heads, so that its losses are known."""
     b, p = np.array(biases, float), len(biases)
     flags = np.ones(p)
-    return probing.Path(NINE[:p], np.zeros((p, 3, 2)), b, np.zeros(3), np.ones(3), flags, flags * 0, flags > 0, flags)
+    return logistic.Path(NINE[:p], np.zeros((p, 3, 2)), b, np.zeros(3), np.ones(3), flags, flags * 0, flags > 0, flags)
 
 
 def test_choose_takes_the_lowest_loss_ties_to_the_smaller_c_and_flags_the_edge():
     X, y = np.zeros((4, 3), np.float32), np.zeros(4, int)
-    choice = probing.choose(heads((0, 1), (2, 0), (2 + 1e-13, 0), (1, 0)), X, y)
+    choice = heads.choose(constant((0, 1), (2, 0), (2 + 1e-13, 0), (1, 0)), X, y)
     assert (choice.index, choice.strength, choice.at_edge) == (1, NINE[1], False)
     assert choice.loss == pytest.approx(-log_softmax([2, 0])[0])
-    assert probing.choose(heads((0, 1), (2, 0), (2 + 1e-6, 0), (1, 0)), X, y).index == 2
-    assert probing.choose(heads((3, 0), (2, 0), (1, 0)), X, y).at_edge
-    assert probing.choose(heads((1, 0), (2, 0), (3, 0)), X, y).at_edge
-    assert not probing.choose(heads((1, 0)), X, y).at_edge
+    assert heads.choose(constant((0, 1), (2, 0), (2 + 1e-6, 0), (1, 0)), X, y).index == 2
+    assert heads.choose(constant((3, 0), (2, 0), (1, 0)), X, y).at_edge
+    assert heads.choose(constant((1, 0), (2, 0), (3, 0)), X, y).at_edge
+    assert not heads.choose(constant((1, 0)), X, y).at_edge
 
 
 def test_knn_equals_brute_force(monkeypatch):
     X, y = synthetic(120, 8)
-    monkeypatch.setattr(probing, "BLOCK", 7)
-    scores = probing.knn_scores(X[:90], y[:90], X[90:], 4, k=5, temperature=0.1)
+    monkeypatch.setattr(knn, "BLOCK", 7)
+    scores = knn.knn_scores(X[:90], y[:90], X[90:], 4, k=5, temperature=0.1)
     for row, found in zip(X[90:], scores, strict=True):
         s = X[:90] @ row / np.linalg.norm(X[:90], axis=1) / np.linalg.norm(row)
         near = np.argsort(-s)[:5]
@@ -243,14 +242,14 @@ def test_knn_equals_brute_force(monkeypatch):
 
 def test_knn_with_few_rows_uses_them_all():
     X, y = synthetic(12, 5)
-    np.testing.assert_array_equal(*(probing.knn_scores(X[:10], y[:10], X[10:], 4, k=k) for k in (10, 500)))
+    np.testing.assert_array_equal(*(knn.knn_scores(X[:10], y[:10], X[10:], 4, k=k) for k in (10, 500)))
 
 
 @pytest.mark.parametrize("name", ["tall", "wide, as the real sample", "constant features"])
 def test_ridge_equals_scikit_learn(name):
     X, y = synthetic(**CASES[name])
     k, train = y.max() + 1, np.arange(0, len(y) - 20)
-    path = probing.fit_ridge(X, y, [train], k, np.array([100.0, 1.0, 0.01]))[0]
+    path = ridge.fit_ridge(X, y, [train], k, np.array([100.0, 1.0, 0.01]))[0]
     scaler = StandardScaler().fit(X[train].astype(float))
     Xs, rest = scaler.transform(X[train].astype(float)), scaler.transform(X[-20:].astype(float))
     for i, alpha in enumerate(path.strength):
@@ -258,7 +257,7 @@ def test_ridge_equals_scikit_learn(name):
         np.testing.assert_allclose(path.logits(X[-20:], i), reference.predict(rest), atol=1e-6)
         assert (path.logits(X[-20:], i).argmax(1) == RidgeClassifier(alpha=alpha).fit(Xs, y[train]).predict(rest)).all()
     error = [((path.logits(X[-20:], i) - (2 * np.eye(k)[y[-20:]] - 1)) ** 2).mean() for i in range(3)]
-    assert probing.choose(path, X[-20:], y[-20:]).index == int(np.argmin(error))
+    assert heads.choose(path, X[-20:], y[-20:]).index == int(np.argmin(error))
 
 
 def plain_loop(X, y, train, val, k, seed, recipe):
@@ -330,24 +329,24 @@ EVERY = [np.arange(60)]
 )
 def test_bad_input_is_named(change, message):
     with pytest.raises(InputError, match=message):
-        probing.fit_paths(**{"X": GOOD[0], "y": GOOD[1], "train_sets": EVERY, "n_classes": 4, "C": NINE, **change})
+        logistic.fit_paths(**{"X": GOOD[0], "y": GOOD[1], "train_sets": EVERY, "n_classes": 4, "C": NINE, **change})
 
 
 def test_bad_input_of_the_other_probes():
     X, y = GOOD
-    path = probing.fit_paths(X, y, EVERY, 4, NINE[:1])[0]
+    path = logistic.fit_paths(X, y, EVERY, 4, NINE[:1])[0]
     with pytest.raises(InputError, match="expected 5 features"):
         path.logits(X[:, :4], 0)
     with pytest.raises(InputError, match="integer labels"):
-        probing.choose(path, X, y[:10])
+        heads.choose(path, X, y[:10])
     with pytest.raises(InputError, match="k >= 1"):
-        probing.knn_scores(X, y, X, 4, k=0)
+        knn.knn_scores(X, y, X, 4, k=0)
     with pytest.raises(InputError, match="alphas"):
-        probing.fit_ridge(X, y, EVERY, 4, np.array([1.0, 2.0]))
+        ridge.fit_ridge(X, y, EVERY, 4, np.array([1.0, 2.0]))
     with pytest.raises(InputError, match="64 rows"):
         fetalclip.fit_sgd(X, y, EVERY, EVERY, 4, seeds=[0])
 
 
 def test_import_does_not_load_torch():
-    code = "import sys, fpbench.probing; sys.exit('torch' in sys.modules)"
+    code = "import sys, fpbench.training.probing, fpbench.training.probes.logistic, fpbench.training.probes.knn; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,19 +15,21 @@ import nbformat
 import pytest
 import yaml
 
-from fpbench import load_study, notebooks, paths
+from fpbench import load_study, loading
+from fpbench.files import paths
+from fpbench.grid import notebooks
 
 HOLD = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from fpbench.notebooks import devices, lease
+from fpbench.grid.notebooks import devices, lease
 with ExitStack() as stack:
     lease(stack, devices(), Path(sys.argv[1]), sys.argv[2])
     time.sleep(float(sys.argv[3]))
 """
 LINE = re.compile(r"\S+T\S+ (leased|returned) device (\S+) \(pid (\d+), (.+)\)")
-MICRO = paths.REPOSITORY / "tests" / "slurm" / "micro.yaml"
+MICRO = paths.home() / "tests" / "slurm" / "micro.yaml"
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def start(source, tmp_path, study, **environment):
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / source)
     output, given = tmp_path / "out" / source, {"study": str(study), "mark": str(tmp_path / "mark")}
-    code = f"from fpbench.notebooks import execute; from pathlib import Path; execute(Path({str(tmp_path / source)!r}), Path({str(output)!r}), {given!r})"
+    code = f"from fpbench.grid.notebooks import execute; from pathlib import Path; execute(Path({str(tmp_path / source)!r}), Path({str(output)!r}), {given!r})"
     return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
 
 
@@ -163,7 +165,7 @@ def drawn(tmp_path_factory):
     """The cohorts of the small grid, drawn once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FPBENCH_DATA", str(folder := tmp_path_factory.mktemp("data")))
-        load_study(MICRO).load_cohorts()
+        loading.load_cohorts(load_study(MICRO))
     return folder
 
 
@@ -171,10 +173,10 @@ def test_the_grid_asks_for_what_each_job_needs(tmp_path, drawn):
     """Snakemake takes every profile; a job that computes asks for a GPU, time and memory; the user has the last word."""
     environment = {**os.environ, "FPBENCH_DATA": str(drawn)}
     for name in ("local", "gpubox", "slurm"):
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile"), "--dry-run"]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.home() / "Snakefile"), "--dry-run"]
         command += [
             "--profile",
-            str(paths.REPOSITORY / "profiles" / name),
+            str(paths.home() / "profiles" / name),
             "--config",
             f"study={MICRO}",
             "--cores",
@@ -196,18 +198,19 @@ def test_the_grid_asks_for_what_each_job_needs(tmp_path, drawn):
 
 
 def test_a_profile_asks_for_nothing_of_one_place_only():
-    for path in (paths.REPOSITORY / "profiles").glob("*/config.yaml"):
+    for path in (paths.home() / "profiles").glob("*/config.yaml"):
         assert "default-resources" not in yaml.safe_load(path.read_text()), "accounts and partitions are the user's"
 
 
 USER = """
 import sys
-from fpbench import load_study, make_splits, protocols
+from fpbench import load_study, make_splits
+from fpbench.training import bench, probing, tuning
 study = load_study(sys.argv[1]).begin()
-home, external = study.load_cohorts()
+home, external = loading.load_cohorts(study)
 splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
-bench = protocols.open_bench(study, "tiny", home, external, splits)
-print(len(protocols.run_probe(bench, "logistic")), "files")
+bench = open_bench(study, "tiny", home, external, splits)
+print(len(probing.run_probe(bench, "logistic")), "files")
 """
 
 

@@ -15,8 +15,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from fpbench import cli, figures, load_study, report, tables
+from fpbench import cli, load_study
 from fpbench.errors import MissingError
+from fpbench.reporting import figures, tables
+from fpbench.reporting.page import build
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = "<script>alert('a & b')</script>"
@@ -63,7 +65,7 @@ def study(tmp_path):
 
 
 def test_the_page_holds_what_was_made_and_names_what_was_not(study):
-    path = report.build(study)
+    path = build(study)
     assert path == study.folder / "report.html"
     page = Page(path.read_text())
     assert f"Mind: {study.label}." in page.text
@@ -84,7 +86,7 @@ def test_the_page_holds_what_was_made_and_names_what_was_not(study):
 def test_what_is_the_same_in_every_row_is_said_once(study):
     frame = pd.DataFrame({"encoder": ["a", "b"], "metric": "macro F1", "value": [0.1, 0.2], "reason": ["", ""]})
     tables.save(frame, study, "per_class", "F1 of every class")
-    page = Page(report.build(study).read_text())
+    page = Page(build(study).read_text())
     assert "In every row: metric macro F1." in page.text
     (table,) = page.source.split('data-name="per_class"')[1:]
     head = re.findall(r'<button type="button">([^<]*)', table.split("</thead>")[0])
@@ -94,7 +96,7 @@ def test_what_is_the_same_in_every_row_is_said_once(study):
 
 
 def test_no_request_leaves_the_page(study):
-    text = report.build(study).read_text()
+    text = build(study).read_text()
     page = Page(text)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(|@import", text)
     (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
@@ -102,12 +104,12 @@ def test_no_request_leaves_the_page(study):
 
 
 def test_the_methods_are_the_studys_own(study):
-    text = Page(report.build(study).read_text()).text
+    text = Page(build(study).read_text()).text
     assert "are cut into 5 folds, each of which validates once" in text
     assert f"at most {study.recipe.epochs} epochs" in text
     assert "45 strengths C from 1e-06 to 1e+01" in text
     assert "drawn with replacement 10,000 times" in text
-    assert "All patients are cut" in Page(report.build(load_study("sample"), study.folder / "x.html").read_text()).text
+    assert "All patients are cut" in Page(build(load_study("sample"), study.folder / "x.html").read_text()).text
 
 
 @pytest.fixture(autouse=True)
@@ -116,13 +118,13 @@ def _sample_tables(study):
 
 
 def test_two_builds_are_the_same_page(study, tmp_path):
-    assert report.build(study).read_bytes() == report.build(study, tmp_path / "again.html").read_bytes()
+    assert build(study).read_bytes() == build(study, tmp_path / "again.html").read_bytes()
 
 
 def test_without_a_run_there_is_an_error_that_says_what_to_do(study):
     shutil.rmtree(study.folder / "tables")
     with pytest.raises(MissingError, match="run `fpbench run demo` first"):
-        report.build(study)
+        build(study)
     assert not (study.folder / "report.html").exists()
     done = CliRunner().invoke(cli.app, ["report", "demo"])
     assert done.exit_code != 0
@@ -155,7 +157,7 @@ def test_a_browser_shows_it_sorts_it_and_asks_nobody(study, tmp_path, options):
         "const asked = performance.getEntriesByType('resource').map(one => one.name).filter(one => !one.startsWith('data:'));"
         "document.title = JSON.stringify([wide, getComputedStyle(document.body).backgroundColor, asked]);"
     )
-    page, console = browse(report.build(study), script, tmp_path, *options)
+    page, console = browse(build(study), script, tmp_path, *options)
     assert not console
     counts = re.findall(r'<td class="n">(\d+)</td>', page.source)
     assert list(map(int, counts)) == [100, 10, 9]  # as numbers, not as text

@@ -6,8 +6,9 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from fpbench import load_study, make_splits, probing
-from fpbench.embeddings import embed_cohort
+from fpbench import load_study, loading, make_splits
+from fpbench.training.embeddings import embed_cohort
+from fpbench.training.probes import logistic
 
 STRENGTHS = 10.0 ** np.linspace(-4, 0, 9)
 
@@ -16,9 +17,9 @@ STRENGTHS = 10.0 ** np.linspace(-4, 0, 9)
 def sample(shared, session_cache, monkeypatch):
     monkeypatch.setenv("FPBENCH_CACHE", str(session_cache))
     study = load_study("sample").begin()
-    home, (africa,) = study.load_cohorts()
+    home, (africa,) = loading.load_cohorts(study)
     splits = make_splits(home, study.the_task, "crossval")
-    encoder = study.load_encoder("mobilenetv2")
+    encoder = loading.load_encoder(study, "mobilenetv2")
     X = np.concatenate([embed_cohort(encoder, cohort) for cohort in (home, africa)])  # Africa is only predicted
     return X, np.pad(study.the_task.codes(home.frame["plane"]), (0, len(africa))), splits
 
@@ -31,7 +32,7 @@ def test_the_probe_equals_scikit_learn_on_real_embeddings(sample):
     X, y, splits = sample
     for number in (0, 3):
         fold = splits.fold(number)
-        (path,) = probing.fit_paths(X, y, [fold.train], 6, C=STRENGTHS)
+        (path,) = logistic.fit_paths(X, y, [fold.train], 6, C=STRENGTHS)
         assert path.converged.all()
         scaler = StandardScaler().fit(X[fold.train].astype(np.float64))
         train = scaler.transform(X[fold.train].astype(np.float64))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from fpbench import shift
+from fpbench.analysis import shift
 from fpbench.errors import InputError
 from fpbench.tasks import TASKS
 

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fpbench import artifacts, embeddings, load_study, make_splits, predictions, protocols
+from fpbench import load_study, loading, make_splits, predictions, results
+from fpbench.analysis import efficiency as efficiency_read
+from fpbench.analysis import shortcuts as read
 from fpbench.cohorts import Cohort
-from fpbench.protocols import Bench
-from fpbench.study import extension
-
-shortcuts, efficiency = (extension(f"studies/questions/{name}.py") for name in ("shortcuts", "efficiency"))
+from fpbench.files import artifacts
+from fpbench.training import efficiency, embeddings, probing, shortcuts
+from fpbench.training.bench import Bench
 
 ABOUT = {"name": "e", "fingerprint": {"dim": 2, "norm": 1.0, "values": [0.5] * 16, "digest": "a"}, "device": "cpu"}
 
@@ -22,7 +23,7 @@ def cohorts(phantoms, session_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FPBENCH_DATA", str(phantoms))
         patch.setenv("FPBENCH_CACHE", str(session_cache))
-        yield load_study("demo").load_cohorts()
+        yield loading.load_cohorts(load_study("demo"))
 
 
 def bench_of(cohorts, signal=None, seed=0, key=""):
@@ -45,26 +46,26 @@ def bench_of(cohorts, signal=None, seed=0, key=""):
 
 
 def test_a_planted_machine_is_read_and_noise_is_not(cohorts):
-    knowing = shortcuts.knowledge(shortcuts.targets(bench_of(cohorts, "machine"))).set_index("asked")
+    knowing = read.knowledge(shortcuts.targets(bench_of(cohorts, "machine"))).set_index("asked")
     assert knowing.loc["spain: machine", "value"] > 0.85
     assert knowing.loc["spain: machine", "low"] > knowing.loc["spain: machine", "majority"]
-    blind = shortcuts.knowledge(shortcuts.targets(bench_of(cohorts))).set_index("asked")
+    blind = read.knowledge(shortcuts.targets(bench_of(cohorts))).set_index("asked")
     assert abs(blind.loc["africa: centre", "balanced accuracy"] - blind.loc["africa: centre", "chance"]) < 0.12
     assert blind.loc["africa: centre", "low"] < 0.35
     assert blind.loc["spain: machine", "value"] < knowing.loc["spain: machine", "value"] - 0.2
-    assert shortcuts.sentences(
-        knowing.reset_index(), pd.DataFrame(columns=["population", "condition", "encoder", "value"])
-    )[0].startswith("spain: machine: read above guessing from 1 of 1 encoders")
+    assert read.sentences(knowing.reset_index(), pd.DataFrame(columns=["population", "condition", "encoder", "value"]))[
+        0
+    ].startswith("spain: machine: read above guessing from 1 of 1 encoders")
 
 
-def test_targets_lie_aside_and_say_what_they_are(cohorts):
+def test_targets_lie_apart_and_say_what_they_are(cohorts):
     bench = bench_of(cohorts)
     found = shortcuts.targets(bench)
     task, files = found["spain", "machine"]
     frame = predictions.read(files, task)
     assert set(frame["target"]) == {"machine"}
     assert len(files) == bench.study.folds
-    assert not set(files) & set(bench.study.all_predictions())
+    assert not set(files) & set(results.files(bench.study))
     machine = cohorts[0].frame.set_index("image_id")["machine"]
     named = np.array(task.classes)[frame["y_true"]]
     assert (named == machine.loc[frame["image_id"]].to_numpy()).all()
@@ -79,14 +80,14 @@ def test_a_machine_left_out_is_in_no_training_row_and_alone_in_the_test(cohorts,
     monkeypatch.setattr(
         shortcuts,
         "run_probe",
-        lambda bench, probe, folds, aside: seen.append((aside, folds)) or true_run(bench, probe, folds, aside),
+        lambda bench, probe, folds, question: seen.append((question, folds)) or true_run(bench, probe, folds, question),
     )
     frame = shortcuts.without_each(bench_of(cohorts))
     machine = cohorts[0].frame["machine"].to_numpy()
-    by_aside = dict(seen)
+    by_question = dict(seen)
     for name in frame["machine"].unique():
         slug = name.replace(" ", "-")
-        for own, few in zip(by_aside[f"without-it-{slug}"], by_aside[f"as-few-images-{slug}"], strict=True):
+        for own, few in zip(by_question[f"without-it-{slug}"], by_question[f"as-few-images-{slug}"], strict=True):
             assert name not in machine[own.train]
             assert name in machine[few.train]
             assert set(machine[own.test]) == {name}
@@ -132,7 +133,7 @@ def test_the_masked_test_changes_answers_but_no_choice(cohorts, monkeypatch):
     bench = bench_of(cohorts)
     monkeypatch.setattr(shortcuts, "embed_cohort", lambda model, cohort, *rest: bench.embeddings[cohort.name] * 0)
     files = shortcuts.masked(bench)
-    whole = protocols.run_probe(bench, "logistic")
+    whole = probing.run_probe(bench, "logistic")
     for plain, tested in zip(whole, files["masked in the test"], strict=True):
         assert artifacts.checked(plain)["chosen"] == artifacts.checked(tested)["chosen"]
     answers = predictions.read(files["masked in the test"], bench.task)[bench.task.columns()].to_numpy()
@@ -171,10 +172,10 @@ def test_more_patients_help_where_there_is_something_to_learn(cohorts):
     frame = predictions.read(files, bench.task)
     assert set(frame["seed"]) == {0, 1, 2}
     assert set(frame["protocol"]) == {"1 per class", "8 per class"}
-    curves = efficiency.curves([frame], bench.task, resamples=50)
+    curves = efficiency_read.curves([frame], bench.task, resamples=50)
     one, eight = curves.query("population == 'spain' and classes == 6 and duplicates == 'as published'")["value"]
     assert eight > one
-    assert len(efficiency.sentences(curves)) == 3
+    assert len(efficiency_read.sentences(curves)) == 3
     told = curves.dropna(subset="low")
     assert len(told) > 0
     assert (told["low"] <= told["value"]).all()

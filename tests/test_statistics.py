@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fpbench import metrics, statistics, tables
+from fpbench import metrics
+from fpbench.analysis import scoring, statistics
 from fpbench.errors import InputError
 from fpbench.tasks import TASKS
 
@@ -385,12 +386,12 @@ def predictions(shape, encoders=("a", "b"), seed=0):
 @pytest.mark.parametrize("shape", ["official", "spain"])
 def test_samples_of_predictions_have_the_views_and_values_of_the_tables(shape):
     predicted = predictions(shape)
-    summary = tables.summarise(tables.evaluate(predicted, TASK)).set_index([*tables.MODEL, *tables.VIEW, "metric"])[
+    summary = scoring.summarise(scoring.evaluate(predicted, TASK)).set_index([*scoring.MODEL, *scoring.VIEW, "metric"])[
         "mean"
     ]
     found = [statistics.bootstrap(s, (*statistics.NAMES, "AUROC"), 20) for s in statistics.samples(predicted, TASK)]
     table = pd.concat([statistics.intervals(boot, ["percentile"]) for boot in found])
-    got = table.set_index([*tables.MODEL, *tables.VIEW, "metric"])["value"]
+    got = table.set_index([*scoring.MODEL, *scoring.VIEW, "metric"])["value"]
     assert set(got.index) == set(summary.index)
     assert got.to_numpy() == pytest.approx(summary[got.index].to_numpy(), abs=1e-12)
     in_fold = {boot.sample.view[0]: boot.sample.stratum.any() for boot in found}
@@ -399,7 +400,7 @@ def test_samples_of_predictions_have_the_views_and_values_of_the_tables(shape):
         12 / 36 if shape == "spain" else 24 / 36
     }
     pairs = pd.concat([statistics.differences(boot) for boot in found])
-    assert pairs.groupby([*tables.VIEW, "metric"])["protocol"].agg(list).map(sorted).map(tuple).unique().tolist() == [
+    assert pairs.groupby([*scoring.VIEW, "metric"])["protocol"].agg(list).map(sorted).map(tuple).unique().tolist() == [
         ("knn", "logistic")
     ]
 

@@ -1,9 +1,11 @@
 import pytest
 import yaml
 
-from fpbench import artifacts, load_study, paths
+from fpbench import load_study, loading
 from fpbench.errors import InputError, MissingError
-from fpbench.study import extension
+from fpbench.files import artifacts, paths
+from fpbench.grid import jobs as grid
+from fpbench.training import bench
 
 GOOD = {
     "name": "x", "title": "X", "cohorts": [{"name": "spain"}], "encoders": [{"name": "a", "model": "timm:resnet18", "weights": "random"}],
@@ -17,7 +19,7 @@ def write(tmp_path, **changes):
 
 
 def test_every_shipped_study_loads():
-    names = sorted(file.stem for file in (paths.REPOSITORY / "studies").glob("*.yaml"))
+    names = sorted(file.stem for file in (paths.home() / "studies").glob("*.yaml"))
     assert {"sample", "sample-brain", "paper"} <= set(names)
     for name in names:
         study = load_study(name)
@@ -78,12 +80,10 @@ def test_yaml_tags_run_nothing(tmp_path):
 
 
 def parts(study):
-    return artifacts.digest(extension("tools/grid.py").jobs(study)["04_linear_probing.tiny"].parts)
+    return artifacts.digest(grid.jobs(study)["04_linear_probing.tiny"].parts)
 
 
 def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, monkeypatch):
-    from fpbench import protocols
-
     study = load_study(small_study)
     keys = [parts(study)]
     text = small_study.read_text()
@@ -100,7 +100,7 @@ def test_the_key_changes_with_everything_a_job_depends_on(small_study, small, mo
     keys.append(parts(study))
     (small["africa"] / "Ghana" / "patient001_GHA_plane0.png").unlink()
     keys.append(parts(study))
-    monkeypatch.setattr(protocols, "VERSION", 99)
+    monkeypatch.setattr(bench, "VERSION", 99)
     keys.append(parts(study))
     assert len(set(keys)) == len(keys)
     assert parts(study) == keys[-1]
@@ -117,7 +117,7 @@ def test_the_title_and_label_change_no_key(small_study):
 def test_paths_take_variables_and_defaults(monkeypatch, tmp_path):
     monkeypatch.setenv("SOMEWHERE", str(tmp_path))
     assert paths.expand("${SOMEWHERE}/a b") == tmp_path / "a b"
-    assert paths.expand("${NOWHERE_SET:-data}/x") == paths.REPOSITORY / "data" / "x"
+    assert paths.expand("${NOWHERE_SET:-data}/x") == paths.home() / "data" / "x"
     with pytest.raises(InputError, match="NOWHERE_SET, which is not set"):
         paths.expand("${NOWHERE_SET}/x")
 
@@ -125,11 +125,11 @@ def test_paths_take_variables_and_defaults(monkeypatch, tmp_path):
 def test_a_device_that_is_not_there_and_a_missing_weights_file(small_study, tmp_path):
     small_study.write_text(small_study.read_text().replace("threads: 1", "threads: 1\ndevice: cuda"))
     with pytest.raises(InputError, match="no GPU"):
-        load_study(small_study).load_encoder("tiny")
+        loading.load_encoder(load_study(small_study), "tiny")
     small_study.write_text(small_study.read_text().replace("weights: random", f"weights: {tmp_path}/none.safetensors"))
     study = load_study(small_study)
     with pytest.raises(MissingError, match="weights file"):
-        study.load_encoder("tiny")
+        loading.load_encoder(study, "tiny")
     with pytest.raises(InputError, match="no encoder 'other'"):
         study.encoder_spec("other")
     before = parts(study)  # a file that is not there is the matter of its own encoder's jobs, and noticed when it comes

@@ -1,7 +1,7 @@
 """Write MODELS.md from the catalogue: ``python tools/models.py``. A test compares."""
 
-from fpbench import paths
 from fpbench.encoders.catalogue import Entry, published, table
+from fpbench.files import paths
 
 
 def text() -> str:
@@ -36,4 +36,4 @@ def section(e: Entry) -> str:
 
 
 if __name__ == "__main__":
-    (paths.REPOSITORY / "MODELS.md").write_text(text())
+    (paths.home() / "MODELS.md").write_text(text())

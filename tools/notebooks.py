@@ -8,17 +8,16 @@ import sys
 
 import nbformat
 
-from fpbench import artifacts, load_study, paths, predictions
-from fpbench.notebooks import execute
-from fpbench.study import extension
-
-reference = extension("tools/reference.py")
+from fpbench import load_study, predictions, results
+from fpbench.files import artifacts, paths
+from fpbench.grid import reference
+from fpbench.grid.notebooks import execute
 
 
 def write_reference(study: str) -> None:
     """Make the predictions and fingerprints of a study that was run its committed reference."""
     plan = load_study(study)
-    files = plan.all_predictions()
+    files = results.files(plan)
     reference.write(study, predictions.read(files, plan.the_task), plan.the_task)
     encoders = [artifacts.checked(path)["encoder"] for path in files]
     reference.write_encoders(study, {about["name"]: about["fingerprint"] for about in encoders})
@@ -26,7 +25,7 @@ def write_reference(study: str) -> None:
 
 def rewrite(study: str, names: list[str]) -> None:
     """Execute notebooks (default: all) and put them in the place of the committed ones."""
-    for source in sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb")):
+    for source in sorted((paths.home() / "notebooks").glob("*.ipynb")):
         if names and source.stem not in names:
             continue
         executed = load_study(study).folder / "refreshed" / source.name

@@ -14,14 +14,15 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fpbench import artifacts, images, paths
-from fpbench.cohorts import africa, spain
+from fpbench import images
+from fpbench.cohorts import africa, phantoms, spain
 from fpbench.cohorts.download import fetch
 from fpbench.cohorts.source import COLUMNS, Source, check_counts, check_rows, locate
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
-SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE)}
+SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES)}
 
 
 def register_cohort(source: Source) -> None:
@@ -77,6 +78,22 @@ class Cohort:
         """Return some pictures, drawn at random, each of another patient."""
         rows = self.frame.sample(frac=1, random_state=seed).drop_duplicates("patient").head(count)
         return [images.decode(path) for path in rows["path"]]
+
+    def examples(
+        self, label: str, classes: Iterable[str], count: int = 4, seed: int = 0
+    ) -> dict[str, list[np.ndarray]]:
+        """Return some pictures of every class that occurs, each of another patient where there are enough."""
+        found = {}
+        for name in classes:
+            of_class = self.frame[self.frame[label] == name].sample(frac=1, random_state=seed)
+            if len(of_class):
+                chosen = of_class.drop_duplicates("patient").head(count)
+                found[name] = [images.decode(path) for path in chosen["path"]]
+        return found
+
+    def first(self, label: str, name: str) -> np.ndarray:
+        """Return the first picture of a class, or of all where the class does not occur."""
+        return images.decode(self.frame["path"].iat[int((self.frame[label] == name).argmax())])
 
     def describe(self) -> str:
         """Return one line: images, patients, groups, what is absent."""
@@ -172,6 +189,12 @@ def distinct(frame: pd.DataFrame, label: str) -> np.ndarray:
     """
     labels = frame[label].fillna("").groupby(frame["pixels"]).transform("nunique")
     return (~frame["pixels"].duplicated() & (labels == 1)).to_numpy()
+
+
+def pictures_of(table: pd.DataFrame, cohorts: Iterable[Cohort]) -> list[np.ndarray]:
+    """Return the picture of every row of a table that names ``cohort`` and ``image_id``."""
+    by_name = {cohort.name: cohort for cohort in cohorts}
+    return [by_name[row.cohort].image(row.image_id) for row in table.itertuples()]
 
 
 def fetch_cohort(name: str, root: str | Path | None = None) -> Path:

@@ -69,6 +69,11 @@ class Audit:
         shown["unreadable"], shown["near duplicates"] = self.unreadable, self.near
         return {title: table for title, table in shown.items() if len(table)}
 
+    def copies(self, most: int = 3) -> list[dict[str, np.ndarray]]:
+        """Return some pairs of exact duplicates: name without the cohort -> picture."""
+        names = self.pairs[["image", "copy"]].head(most).to_numpy().tolist()
+        return [{name.split("/", 1)[1]: self.cohort.image(name) for name in pair} for pair in names]
+
     def __str__(self) -> str:
         """Return the summary as aligned lines."""
         return "\n".join(f"{value:>8,}  {name}" for name, value in self.summary().items())

@@ -22,8 +22,8 @@ import filelock
 import yaml
 from tqdm import tqdm
 
-from fpbench import transfer
 from fpbench.errors import InputError
+from fpbench.files import transfer
 
 MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more
 MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files

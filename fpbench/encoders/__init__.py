@@ -223,7 +223,9 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
-            plan = import_module(f"fpbench.encoders.{family}").plan(architecture, weights, pooling, options, ignore)
+            plan = import_module(f"fpbench.encoders.adapters.{family}").plan(
+                architecture, weights, pooling, options, ignore
+            )
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
@@ -275,9 +277,9 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
 
 def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str) -> Weights:
     """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
-    from fpbench.artifacts import file_sha256
     from fpbench.encoders.checkpoint import fill, read, tensors_sha256
     from fpbench.encoders.fetch import locate
+    from fpbench.files.artifacts import file_sha256
 
     if plan.hub:
         return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored)

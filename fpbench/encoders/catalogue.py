@@ -96,7 +96,9 @@ def find(model: str) -> tuple[Entry, bool]:
 
 def builder(entry: Entry) -> Callable:
     """Return the function that builds the entry's module and layouts."""
-    return entry.adapter if callable(entry.adapter) else import_module(f"fpbench.encoders.{entry.adapter}").build
+    return (
+        entry.adapter if callable(entry.adapter) else import_module(f"fpbench.encoders.adapters.{entry.adapter}").build
+    )
 
 
 for _facts in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text()):

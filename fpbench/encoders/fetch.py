@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode, urljoin
 
-from fpbench import artifacts, paths, transfer
 from fpbench.encoders.catalogue import Entry, find
 from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, paths, transfer
 
 DRIVE = "https://drive.usercontent.google.com/download"
 DRIVE_FOLDER = "https://drive.google.com/embeddedfolderview"

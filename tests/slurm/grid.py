@@ -15,7 +15,7 @@ import pytest
 import torch
 from cluster import NODE, call, cluster, node_state, wait_for
 
-from fpbench.artifacts import file_sha256
+from fpbench.files.artifacts import file_sha256
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not run: needs root")
 HERE = Path(__file__).parent

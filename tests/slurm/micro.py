@@ -3,10 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from fpbench.cohorts import africa, register_cohort, spain
-from fpbench.study import extension
-
-phantoms = extension("studies/phantoms/cohorts.py")
+from fpbench.cohorts import africa, phantoms, register_cohort, spain
 
 for real, kind, patients in ((spain.SOURCE, "spain", 20), (africa.SOURCE, "africa", 4)):
     entries = getattr(phantoms, f"{kind}_entries")(patients=patients)

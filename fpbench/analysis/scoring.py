@@ -1,0 +1,162 @@
+"""Scores of predictions: every model, fold and view; tidy frames in and out.
+
+A *view* is one way of scoring a test cohort: which of its classes count, whether the arg-max is *open* (all classes of the
+task) or *shared* (those that both cohorts have), with all images or the de-duplicated ones. The score of an encoder is the
+mean over its fold models; the SD over folds is training variation, not the error of the score.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import sklearn
+
+from fpbench import metrics
+from fpbench.errors import InputError
+from fpbench.protocols import titles
+from fpbench.tasks import Task
+
+VIEW = ("population", "classes", "rule", "duplicates")
+MODEL = ("encoder", "protocol")
+DUPLICATES = {"as published": False, "de-duplicated": True}
+
+
+def views(task: Task, populations: set[str]) -> list[tuple[str, tuple[str, ...], str]]:
+    """Return (population, classes, rule) of every view: the home cohort whole, on the shared classes, and each external one."""
+    external = [name for name in task.tests if name != task.train and name in populations]
+    found = [(task.train, task.tests[task.train], "open")]
+    for name in external:
+        found += [(population, task.tests[name], rule) for population in (task.train, name) for rule in metrics.RULES]
+    return list(dict.fromkeys(found))
+
+
+def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), ranked: bool = True) -> pd.DataFrame:
+    """Score every model, fold and view.
+
+    Parameters
+    ----------
+    predicted
+        Rows of predictions files; only ``split == "test"`` is scored.
+    groups
+        Further columns to score apart, e.g. ``("centre",)``.
+    ranked
+        With AUROC, which takes longer than all the others.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns MODEL, VIEW, fold, ``groups``, images, metric, value.
+    """
+    return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked))
+
+
+def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Score every class: as ``evaluate``, with the metric named ``F1 of abdomen`` and so on."""
+
+    def by_class(y, z, space, rule):
+        table = metrics.per_class(y, z, space, rule)
+        what = ("precision", "recall", "F1")
+        return {f"{name} of {task.classes[k]}": table[name][i] for name in what for i, k in enumerate(space)}
+
+    return _collect(predicted, task, (), by_class)
+
+
+def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score) -> pd.DataFrame:
+    test = predicted[predicted["split"] == "test"]
+    columns, rows = [*MODEL, "fold", *groups], []
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # ``metrics`` checks its input
+        for population, classes, rule in views(task, set(test["population"])):
+            space = task.codes(classes)
+            seen = test[(test["population"] == population) & test["y_true"].isin(space)]
+            for duplicates, drop in DUPLICATES.items():
+                for key, part in seen[seen["distinct"]].groupby(columns) if drop else seen.groupby(columns):
+                    present = [k for k in space if not groups or (part["y_true"] == k).any()]
+                    values = score(part["y_true"].to_numpy(), part[task.columns()].to_numpy(), present, rule)
+                    view = (population, len(present), rule, duplicates)
+                    rows += [(*key, *view, len(part), metric, float(value)) for metric, value in values.items()]
+    return pd.DataFrame(rows, columns=[*columns, *VIEW, "images", "metric", "value"])
+
+
+def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Return mean and SD over folds (and folds, images) of each metric of each model and view."""
+    grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False, as_index=False)
+    return grouped.agg(mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean"))
+
+
+def overview(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return ``summarise`` of the headline metric, copies left in, with the heading of each view in the column ``view``.
+
+    ``intervals`` of ``statistics.intervals``, one method, add the columns ``low`` and ``high``; NaN where the data carry none.
+    """
+    summary = summarise(scores[(scores["metric"] == metrics.HEADLINE) & (scores["duplicates"] == "as published")])
+    if intervals is not None:
+        keys = [*MODEL, *VIEW, "metric"]
+        summary = summary.merge(intervals[[*keys, "low", "high"]], on=keys, how="left")
+    views = summary[["population", "classes", "rule"]].itertuples(index=False)
+    return summary.assign(view=[view_title(*view) for view in views])
+
+
+def published() -> pd.DataFrame:
+    """Return numbers from the literature; those that fill a cell of Table 1 name encoder, protocol and population."""
+    return pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=False)
+
+
+def verdicts(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the paper's public cells beside the range of all our variants of them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns encoder, protocol (title), population, paper, low, high, verdict. The variants are macro and weighted F1, every
+        label space and rule, with and without copies. *Inside the range* is no agreement: the paper's protocol is not public.
+    """
+    public = published().query("encoder != ''").rename(columns={"value": "paper"})
+    ours = summarise(scores[scores["metric"].isin([metrics.HEADLINE, "weighted F1"])]).replace({"protocol": titles()})
+    span = ours.groupby([*MODEL, "population"])["mean"].agg(low="min", high="max").reset_index()
+    table = public[[*MODEL, "population", "paper"]].merge(span, how="left")
+    inside = table["paper"].between(table["low"], table["high"])
+    words = np.select([table["low"].isna(), inside], ["not run here", "inside the range"], "outside the range")
+    return table.assign(verdict=words)
+
+
+def view_title(population: str, classes: int, rule: str) -> str:
+    """Return a column heading for a view."""
+    return f"{population.capitalize()}, {classes} classes, {rule}"
+
+
+def told(intervals: pd.DataFrame) -> list[str]:
+    """Return ``low`` and ``high`` of each row as text; ``[none]`` where the data carry no interval."""
+    ends = zip(intervals["low"], intervals["high"], strict=True)
+    return [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
+
+
+def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataFrame:
+    """Return each view's mean as published, de-duplicated, and their difference."""
+    summary = summarise(scores[scores["metric"] == metric])
+    if summary.empty:
+        raise InputError(f"no scores of {metric!r}: expected one of {', '.join(sorted(set(scores['metric'])))}")
+    keys = [*MODEL, "population", "classes", "rule"]
+    both = summary.pivot(index=keys, columns="duplicates", values=["mean", "images"])
+    table, images = both["mean"][list(DUPLICATES)].rename_axis(columns=None), both["images"]
+    table["difference"] = table["de-duplicated"] - table["as published"]
+    table["images left out"] = np.round(images["as published"] - images["de-duplicated"]).astype(int)
+    return table.reset_index()
+
+
+def headline(scores: pd.DataFrame, encoder: str, protocol: str) -> str:
+    """Return the headline metric of one model in words, view by view."""
+    summary = overview(scores[(scores["encoder"] == encoder) & (scores["protocol"] == protocol)])
+    return "; ".join(f"{row.view} {row.mean:.3f}" for row in summary.itertuples())
+
+
+def findings(scores: pd.DataFrame, task: Task) -> list[str]:
+    """Return one sentence per external cohort: what the rule of the arg-max changes there, under linear probing."""
+    abroad = overview(scores[(scores["protocol"] == "logistic") & (scores["population"] != task.train)])
+    rules = abroad.pivot(index=["population", "encoder"], columns="rule", values="mean").reindex(columns=metrics.RULES)
+    lines = []
+    for population, change in (rules["shared"] - rules["open"]).groupby("population"):
+        found = f"changes macro F1 there by {change.min():+.3f} to {change.max():+.3f}"
+        where = f"Restricting the answers to the classes that {population.capitalize()} has"
+        lines.append(f"{where} {found}: the rule must be named with every score.")
+    return lines

@@ -1,0 +1,466 @@
+"""Uncertainty of scores: group bootstrap, paired differences, ranking. Pure functions on arrays; frames at both ends.
+
+Estimand: the score of an encoder is the mean over its fold models of the score on the test cohort. A resample draws
+patient groups with replacement, once for all fold models and all encoders: weights (G,) say how often each group stands
+in it. Where all folds test the same groups, these are drawn together; where each fold tests its own (``crossval``,
+in-domain), a group is drawn within its fold: ``stratum`` (G,). Rows of different folds are never pooled.
+
+Every metric but AUROC is a function of sums over images, so a group is reduced to its sums, a *tally* (T,): true
+images, answers and right answers of each class of the space (S); the gap of each ECE bin; Brier; NLL. All resamples are
+one matrix product, cut into blocks of rows. AUROC sorts the images once and adds up weights (ties count half).
+
+A score over classes is not defined where one of them has no image: NaN, in a resample too. An interval that the data
+cannot carry (one group, an undefined resample, all resamples equal) is NaN with its ``reason``, never of width zero.
+
+Contents: ``samples`` (predictions to arrays); ``bootstrap``, then ``intervals`` (percentile; BCa: Efron 1987),
+``differences`` (group permutation test; Holm 1979), ``ranking``; ``holm``, ``nadeau_bengio`` (2003). Point values equal
+those of ``fpbench.metrics``, i.e. scikit-learn's, to rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from fpbench import metrics
+from fpbench.analysis.scoring import DUPLICATES, MODEL, VIEW, views
+from fpbench.errors import InputError
+from fpbench.tasks import Task
+
+RESAMPLES, RANK_RESAMPLES = 10_000, 1_000  # RANK: for AUROC, whose cost grows with images, not groups
+RANKED = "AUROC"
+NAMES = (metrics.HEADLINE, "weighted F1", "accuracy", "balanced accuracy", *metrics.CALIBRATION)  # AUROC is slow
+METHODS = ("percentile", "BCa")
+BLOCK = 500  # resamples at a time: below 300 MB for 14 models, 5 folds, 896 groups
+SAME = 1e-12  # scores closer than this are equal: they differ by rounding
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the models of one fold answered on its test images; rows sorted by group."""
+
+    groups: slice  # of Sample.groups, those that this fold tests
+    unit: np.ndarray  # (n,) position in Sample.groups
+    y: np.ndarray  # (n,) class index
+    probability: np.ndarray  # (M, n, S)
+    tally: np.ndarray  # (groups of this fold, M, T)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """M models on one view of the test images."""
+
+    models: tuple[tuple[str, str], ...]  # as scoring.MODEL
+    classes: dict[int, str]  # the label space: class index -> name
+    groups: np.ndarray  # (G,) names, sorted by stratum
+    stratum: np.ndarray  # (G,) all 0, or the fold that tests the group
+    parts: tuple[Part, ...]  # one per fold
+    view: tuple = ("", 0, "", "")  # as scoring.VIEW
+    test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
+
+    @property
+    def families(self) -> dict[str, list[int]]:
+        """Return the positions of the models of each protocol: encoders are compared under one protocol."""
+        return {name: [i for i, m in enumerate(self.models) if m[1] == name] for _, name in self.models}
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The values of each metric. The score of a model is the mean of ``folds`` over the fold models."""
+
+    sample: Sample
+    folds: dict[str, np.ndarray]  # (F, M)
+    draws: dict[str, np.ndarray]  # (resamples, M), means over the fold models
+    jackknife: dict[str, np.ndarray]  # (G, M), one group left out
+
+
+def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
+    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files."""
+    test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "fold", "image_id"], ignore_index=True)
+    for population, classes, rule in views(task, set(test["population"])):
+        home, space = test[test["population"] == population], task.codes(classes)
+        share = home.groupby("fold")["patient"].nunique().mean() / home["n_patients"].mean()
+        seen = home[home["y_true"].isin(space)]
+        for duplicates, drop in DUPLICATES.items():
+            rows = seen[seen["distinct"]] if drop else seen
+            if len(rows):
+                models, first, logits = _align(rows, task)
+                about = {"models": models, "view": (population, len(space), rule, duplicates), "test_share": share}
+                yield make_sample(first, logits, dict(zip(space, classes, strict=True)), rule, **about)
+
+
+def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, np.ndarray]:
+    """Return the models, the rows of the first and the logits (M, N, K) of all, image by image; ``rows`` are sorted by model."""
+    counts, identity = rows.groupby(list(MODEL)).size(), ["fold", "image_id", "group", "y_true"]
+    first, starts = rows.head(counts.iloc[0]), np.cumsum(counts) - counts
+    for key, start, count in zip(counts.index, starts, counts, strict=True):
+        part = rows.iloc[start : start + count]
+        same = count == len(first) and all((part[one].array == first[one].array).all() for one in identity)
+        if not same or part.duplicated(identity[:2]).any():
+            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(counts.index[0])} once each"
+            found = f"found {count:,} rows, not the same: read the predictions of one study, all its folds"
+            raise InputError(f"expected {wanted}, {found}")
+    return tuple(counts.index), first, rows[task.columns()].to_numpy().reshape(len(counts), len(first), -1)
+
+
+def make_sample(rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about) -> Sample:
+    """Return the sample of M models.
+
+    Parameters
+    ----------
+    rows
+        N image x fold rows with y_true (class index), group and fold.
+    logits
+        (M, N, K).
+    classes
+        The label space: class index to name.
+    about
+        ``models`` and other fields of Sample.
+    """
+    y, fold = rows["y_true"].to_numpy(), np.unique(rows["fold"], return_inverse=True)[1]
+    names, unit = np.unique(rows["group"], return_inverse=True)
+    images = np.bincount(fold * len(names) + unit, minlength=(fold.max() + 1) * len(names)).reshape(-1, len(names))
+    own = len(images) > 1 and ((images > 0).sum(0) == 1).all()
+    if not own and (images != images[0]).any():
+        raise InputError("expected folds that test the same images, or each its own groups, found a mixture of the two")
+    stratum = images.argmax(0) if own else np.zeros(len(names), int)
+    order = np.argsort(stratum, kind="stable")
+    unit = np.argsort(order)[unit]
+    cut = np.split(np.lexsort((unit, fold)), np.cumsum(np.bincount(fold))[:-1])
+    parts = (_part(y[mine], unit[mine], logits[:, mine], list(classes), rule) for mine in cut)
+    return Sample(classes=classes, groups=names[order], stratum=stratum[order], parts=tuple(parts), **about)
+
+
+def _part(y: np.ndarray, unit: np.ndarray, logits: np.ndarray, space: list[int], rule: str) -> Part:
+    values, probabilities = zip(*(_image_tally(y, z, space, rule) for z in logits), strict=True)
+    tally = np.add.reduceat(np.stack(values, axis=1), np.flatnonzero(np.diff(unit, prepend=-1)), axis=0)
+    return Part(slice(unit[0], unit[-1] + 1), unit, y, np.stack(probabilities), tally)
+
+
+def _image_tally(y: np.ndarray, logits: np.ndarray, space: list[int], rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each image adds to the sums of one model (n, T), and the probabilities of the space (n, S)."""
+    restricted, rows = metrics.restrict(logits, space, rule), np.arange(len(y))
+    log_p, answer = metrics.log_softmax(restricted), restricted.argmax(axis=1)
+    p = np.exp(log_p)
+    true, answered = y[:, None] == space, answer[:, None] == space
+    confidence, gaps = p.max(axis=1), np.zeros((len(y), metrics.ECE_BINS))
+    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
+    gaps[rows, bins] = (answer == y) - confidence
+    brier = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
+    return np.column_stack([true, answered, true & answered, gaps, brier, -log_p[rows, y]]), p[:, space]
+
+
+def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return metrics but AUROC, also those of a class, (...) each, from sums over images (..., T)."""
+    true, answered, right, rest = np.split(totals, np.arange(1, 4) * len(classes), axis=-1)
+    parts = {"precision": (right, answered), "recall": (right, true), "F1": (2 * right, true + answered)}
+
+    def images() -> np.ndarray:
+        return np.where(true.any(-1), true.sum(-1), np.nan)
+
+    def of(name: str) -> np.ndarray:
+        return np.where(true > 0, _ratio(*parts[name]), np.nan)
+
+    ways = {
+        metrics.HEADLINE: lambda: of("F1").mean(-1),
+        "weighted F1": lambda: (true * _ratio(*parts["F1"])).sum(-1) / images(),
+        "accuracy": lambda: right.sum(-1) / images(),
+        "balanced accuracy": lambda: of("recall").mean(-1),
+        "ECE": lambda: np.abs(rest[..., :-2]).sum(-1) / images(),
+        "Brier": lambda: rest[..., -2] / images(),
+        "NLL": lambda: rest[..., -1] / images(),
+    }
+    ways |= {
+        f"{name} of {c}": partial(lambda name, i: of(name)[..., i], name, i)
+        for name in parts
+        for i, c in enumerate(classes)
+    }
+    if unknown := sorted(set(names) - set(ways)):
+        raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {RANKED}, {', '.join(ways)}")
+    return {name: ways[name]() for name in names}
+
+
+def _sums(part: "Part", classes: int, names: Sequence[str]) -> np.ndarray:
+    """Return the tally of a fold (groups, M, T), without what no metric of ``names`` needs."""
+    return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., : 3 * classes]
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a / np.where(b > 0, b, 1)  # 0 / 0 = 0, the convention of fpbench.metrics
+
+
+def auroc(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the one-vs-rest AUROC (b,) of images (n,) whose units have weights (U, b); NaN where one side is empty."""
+    order = np.flatnonzero(~positive)[np.argsort(score[~positive], kind="stable")]
+    below = np.zeros((len(order) + 1, weights.shape[1]))
+    np.cumsum(weights[unit[order]], axis=0, out=below[1:])
+    first, last = (np.searchsorted(score[order], score[positive], side) for side in ("left", "right"))
+    w = weights[unit[positive]]
+    pairs = w.sum(axis=0) * below[-1]
+    return np.einsum("nb,nb->b", w, below[first] + below[last]) / 2 / np.where(pairs > 0, pairs, np.nan)
+
+
+def evaluate(sample: Sample, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return each metric (F, b, M) of every fold model, under group weights (b, G)."""
+    tables, classes, tallied = [], list(sample.classes.values()), [name for name in names if name != RANKED]
+    for part in sample.parts:
+        sums = np.tensordot(weights[:, part.groups], _sums(part, len(classes), names), 1)
+        table = scores(sums, classes, tallied)
+        if RANKED in names:
+            table[RANKED] = np.stack([_macro_auroc(sample, part, p, part.unit, weights.T) for p in part.probability], 1)
+        tables.append(table)
+    return {name: np.stack([table[name] for table in tables]) for name in names}
+
+
+def _macro_auroc(sample: Sample, part: Part, p: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the macro AUROC (b,) of probabilities (n, S), or of two models stacked (2n, S), by weights (units, b)."""
+    y = np.tile(part.y, len(unit) // len(part.y))
+    return np.mean([auroc(y == k, p[:, i], unit, weights) for i, k in enumerate(sample.classes)], axis=0)
+
+
+def draw(stratum: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how often each group stands in each resample (resamples, G), drawn within its stratum (G,), sorted."""
+    size, start = np.bincount(stratum)[stratum], np.searchsorted(stratum, stratum)
+    picked = start + (rng.random((resamples, len(stratum))) * size).astype(int)
+    picked += np.arange(resamples)[:, None] * len(stratum)
+    return np.bincount(picked.ravel(), minlength=picked.size).reshape(picked.shape).astype(float)
+
+
+def _turns(names: Sequence[str], total: int) -> Iterator[tuple[list[str], int]]:
+    """Yield the metrics that are resampled together, and how often."""
+    for ranked, count in ((False, total), (True, min(total, RANK_RESAMPLES))):
+        if some := [name for name in names if (name == RANKED) == ranked]:
+            yield some, count
+
+
+def bootstrap(
+    sample: Sample, names: Sequence[str] = NAMES, resamples: int = RESAMPLES, seed: int = 0, block: int = BLOCK
+) -> Bootstrap:
+    """Draw resamples of groups, the same for all models, folds and metrics, and score each.
+
+    Parameters
+    ----------
+    names
+        Metrics of ``fpbench.metrics.scores``; also those of a class, say ``F1 of femur``.
+    resamples
+        Of all metrics but AUROC, which has the first RANK_RESAMPLES of them.
+    block
+        Resamples held in memory at a time; no result depends on it, but for rounding.
+    """
+
+    def collect(names, blocks):
+        pieces = [{name: v.mean(0) for name, v in evaluate(sample, w, names).items()} for w in blocks]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+
+    groups, draws = len(sample.groups), {}
+    folds = {name: value[:, 0] for name, value in evaluate(sample, np.ones((1, groups)), names).items()}
+    for some, total in _turns(names, resamples):
+        rng = np.random.default_rng(seed)
+        draws |= collect(some, (draw(sample.stratum, min(block, total - i), rng) for i in range(0, total, block)))
+    left_out = (1 - np.eye(min(block, groups - i), groups, i) for i in range(0, groups, block))
+    return Bootstrap(sample, folds, draws, collect(names, left_out))
+
+
+def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = NAMES[:1], seed: int = 0) -> list[Bootstrap]:
+    """Return the bootstrap of every sample of ``samples``, each with a seed of its own."""
+    return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(samples(predicted, task))]
+
+
+def interval(
+    draws: np.ndarray, value: float, jackknife: np.ndarray, stratum: np.ndarray, method: str, level: float = 0.95
+) -> tuple[float, float, str]:
+    """Return low, high and, where they are NaN, the reason.
+
+    Parameters
+    ----------
+    draws, value, jackknife
+        (resamples,) the score on each, on the data, and (G,) with each group left out.
+    stratum
+        (G,) as ``Sample.stratum``.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    levels, reason = np.array([(1 - level) / 2, (1 + level) / 2]), flaw(draws, stratum)
+    if not reason and method == "BCa":
+        levels, reason = _bca(draws, value, jackknife, stratum, levels)
+    low, high = (np.nan, np.nan) if reason else np.quantile(draws, levels)
+    return float(low), float(high), reason
+
+
+def flaw(draws: np.ndarray, stratum: np.ndarray) -> str:
+    """Return why resamples (resamples,) say nothing about uncertainty; an empty string if they do."""
+    if np.bincount(stratum).min() < 2:
+        return "one patient group" + (" in a fold" if stratum.any() else "") + ": nothing to resample"
+    if undefined := np.isnan(draws).sum():
+        return f"undefined in {undefined:,} of {len(draws):,} resamples: a class has no image there"
+    return "all resamples give the same value" if np.ptp(draws) <= SAME else ""
+
+
+def _bca(draws, value, jackknife, stratum, levels) -> tuple[np.ndarray, str]:
+    """Return the levels (2,) of the quantiles that correct for bias and skew, or why there are none."""
+    below = ((draws < value - SAME).mean() + (draws <= value + SAME).mean()) / 2
+    if np.isnan(jackknife).any():
+        return levels, "no BCa: without one of the groups a class has no image"
+    if not 0 < below < 1:
+        return levels, "no BCa: all resamples lie on one side of the value"
+    size = np.bincount(stratum)
+    u = ((np.bincount(stratum, jackknife) / size)[stratum] - jackknife) * ((size - 1) / size)[stratum]
+    if (spread := (u**2).sum()) <= SAME**2:
+        return levels, "no BCa: no group changes the value"
+    bias, acceleration = special.ndtri(below), (u**3).sum() / (6 * spread**1.5)
+    z = bias + special.ndtri(levels)
+    return special.ndtr(bias + z / (1 - acceleration * z)), ""
+
+
+def intervals(boot: Bootstrap, methods: Sequence[str] = METHODS, level: float = 0.95) -> pd.DataFrame:
+    """Return the interval of every model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns MODEL, VIEW, metric, resamples, groups, value, method, low, high, reason (of NaN).
+    """
+    sample, rows = boot.sample, []
+    for metric, i, method in product(boot.draws, range(len(sample.models)), methods):
+        draws, value, left_out = boot.draws[metric][:, i], boot.folds[metric][:, i].mean(), boot.jackknife[metric][:, i]
+        low, high, reason = interval(draws, value, left_out, sample.stratum, method, level)
+        row = _about(boot, metric, sample.models[i]) | {"value": value, "method": method}
+        rows.append(row | {"low": low, "high": high, "reason": reason})
+    return pd.DataFrame(rows)
+
+
+def _about(boot: Bootstrap, metric: str, model: tuple[str, str]) -> dict:
+    about = dict(zip(MODEL + VIEW, model + boot.sample.view, strict=True))
+    return about | {"metric": metric, "resamples": len(boot.draws[metric]), "groups": len(boot.sample.groups)}
+
+
+def permutation(
+    sample: Sample, pairs: Sequence, names: Sequence[str], permutations: int, seed: int = 0, block: int = BLOCK
+) -> dict[str, np.ndarray]:
+    """Return two-sided p (P,) of each metric for pairs (P, 2) of models.
+
+    Within each group the two models are swapped, or not, for all folds at once. p = (1 + swaps with at least the
+    observed difference) / (1 + permutations), so it is never 0; NaN where the difference is, or with one group.
+    """
+    rng, groups = np.random.default_rng(seed), len(sample.groups)
+    observed = _swapped(sample, np.zeros((1, groups)), pairs, names)
+    hits = dict.fromkeys(names, 1)
+    for start in range(0, permutations, block):
+        swap = rng.random((min(block, permutations - start), groups)) < 0.5
+        found = _swapped(sample, swap.astype(float), pairs, names)
+        hits = {n: hits[n] + (np.abs(found[n]) >= np.abs(observed[n]) - SAME).sum(0) for n in names}
+    return {n: np.where(np.isnan(observed[n][0]) | (groups < 2), np.nan, hits[n] / (1 + permutations)) for n in names}
+
+
+def _swapped(sample: Sample, swap: np.ndarray, pairs: Sequence, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the difference (b, P) of each metric after the groups marked in swap (b, G) changed sides."""
+    a, b = np.array(pairs).T
+    found, classes, tallied = (
+        dict.fromkeys(names, 0.0),
+        list(sample.classes.values()),
+        [n for n in names if n != RANKED],
+    )
+    for part in sample.parts:
+        tally = _sums(part, len(classes), names)
+        marked, whole = np.tensordot(swap[:, part.groups], tally, 1), tally.sum(0)
+        shift = marked[:, b] - marked[:, a]
+        one, two = (scores(total, classes, tallied) for total in (whole[a] + shift, whole[b] - shift))
+        if RANKED in found:
+            one[RANKED], two[RANKED] = _swapped_auroc(sample, part, swap, pairs)
+        found = {name: value + (one[name] - two[name]) / len(sample.parts) for name, value in found.items()}
+    return found
+
+
+def _swapped_auroc(sample: Sample, part: Part, swap: np.ndarray, pairs: Sequence) -> np.ndarray:
+    """Return the AUROC (2, b, P) of both sides: a side has weights for its own rows and for those of the other."""
+    sides = np.hstack([np.vstack([1 - swap.T, swap.T]), np.vstack([swap.T, 1 - swap.T])])
+    unit = np.concatenate([part.unit, part.unit + swap.shape[1]])
+    both = [_macro_auroc(sample, part, np.concatenate(part.probability[list(pair)]), unit, sides) for pair in pairs]
+    return np.stack(both, axis=-1).reshape(2, len(swap), len(pairs))
+
+
+def differences(
+    boot: Bootstrap, protocols: Sequence[str] = (), method: str = METHODS[0], level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Return the differences of all pairs of encoders of each protocol (default: of all), on the resamples of ``boot``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns MODEL, VIEW, metric, resamples (and as many permutations), groups, other (encoder), value (encoder minus
+        other), method, low, high, p (group permutation), p_holm (over the pairs of this protocol, view and metric),
+        p_nadeau_bengio (secondary; ``crossval`` in-domain alone, else NaN), reason (of NaN in low and high). No rows
+        where a protocol has one encoder.
+    """
+    sample, rows, most = boot.sample, [], max(map(len, boot.draws.values()))
+    for name, members in sample.families.items():
+        pairs = list(combinations(members, 2)) if name in (protocols or sample.families) else []
+        for names, total in _turns(boot.draws, most) if pairs else ():
+            p = permutation(sample, pairs, names, total, seed)
+            for name, (k, (a, b)) in product(names, enumerate(pairs)):
+                draws, folds, out = (x[name][:, a] - x[name][:, b] for x in (boot.draws, boot.folds, boot.jackknife))
+                low, high, reason = interval(draws, folds.mean(), out, sample.stratum, method, level)
+                row = _about(boot, name, sample.models[a]) | {"other": sample.models[b][0], "value": folds.mean()}
+                row |= {"method": method, "low": low, "high": high, "p": p[name][k], "p_holm": holm(p[name])[k]}
+                fold_test = nadeau_bengio(folds, sample.test_share) if sample.stratum.any() else np.nan
+                rows.append(row | {"p_nadeau_bengio": fold_test, "reason": reason})
+    about = _about(boot, next(iter(boot.draws)), sample.models[0])
+    columns = [*about, "other", "value", "method", "low", "high", "p", "p_holm", "p_nadeau_bengio", "reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def ranking(boot: Bootstrap) -> pd.DataFrame:
+    """Return rank and probability of rank 1 of every encoder of each protocol, and how doubtful the named winner is.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns MODEL, VIEW, metric, resamples, groups, value, rank (observed), rank1 (share of the joint resamples in
+        which the encoder is first; encoders that tie there share it), winner (observed best), winner_not_best (1 - its
+        rank1), reason (of NaN).
+    """
+    sample, rows = boot.sample, []
+    for metric, members in product(boot.draws, sample.families.values()):
+        sign = -1 if metric in metrics.CALIBRATION else 1
+        value, draws = sign * boot.folds[metric].mean(0)[members], sign * boot.draws[metric][:, members]
+        reasons = [flaw(column, sample.stratum) for column in (draws - draws.mean(1, keepdims=True)).T]
+        reason = "one encoder: nothing to rank" if len(members) < 2 else reasons[0] if all(reasons) else ""
+        first = draws >= draws.max(axis=1, keepdims=True) - SAME
+        rank1 = np.full(len(members), np.nan) if reason else (first / first.sum(axis=1, keepdims=True)).mean(0)
+        rank, best = stats.rankdata(-value, "min", nan_policy="omit"), np.argmax(np.nan_to_num(value, nan=-np.inf))
+        verdict = {"winner": sample.models[members[best]][0], "winner_not_best": 1 - rank1[best], "reason": reason}
+        for i, member in enumerate(members):
+            row = _about(boot, metric, sample.models[member]) | {"value": sign * value[i], "rank": rank[i]}
+            rows.append(row | {"rank1": rank1[i]} | verdict)
+    return pd.DataFrame(rows)
+
+
+def of_all(tell: Callable[..., pd.DataFrame], boots: Sequence[Bootstrap], **options) -> pd.DataFrame:
+    """Return the rows of ``intervals``, ``differences`` or ``ranking`` (``tell``) of several bootstraps."""
+    return pd.concat([tell(boot, **options) for boot in boots], ignore_index=True)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Return step-down adjusted p (n,) that hold the family-wise error (Holm 1979); NaN stays NaN, not counted."""
+    p = np.asarray(p, float)
+    adjusted, tested = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return adjusted
+
+
+def nadeau_bengio(difference: np.ndarray, test_share: float) -> float:
+    """Return two-sided p of the corrected resampled t-test (Nadeau & Bengio 2003) on differences (F,) of two encoders.
+
+    For folds that test patients of their own (``crossval``, in-domain) and nothing else: on a common test set the folds
+    share its luck, which no fold SD shows. ``test_share`` is tested / training patients. NaN where the SD is 0.
+    """
+    n = len(difference)
+    if n < 2 or not np.ptp(difference) > SAME:
+        return float("nan")
+    t = np.mean(difference) / np.sqrt(np.var(difference, ddof=1) * (1 / n + test_share))
+    return float(2 * stats.t.sf(abs(t), n - 1))

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, where they lie, how they are transferred, and how far a long step is."""

@@ -1,0 +1,95 @@
+"""What jobs cost: measured on this device for people, and from declared facts for a scheduler."""
+
+import re
+from typing import Any
+
+from fpbench import loading
+from fpbench.cohorts import SOURCES
+from fpbench.encoders import MINI
+from fpbench.encoders.catalogue import CATALOGUE
+from fpbench.grid.jobs import Job
+from fpbench.splits import make_splits
+from fpbench.study import Study
+
+
+def bill(study: Study, due: list[Job]) -> str:
+    """Return what jobs of encoders would cost on this device, as a table: a row per encoder, and their sum.
+
+    The encoders are built with random weights and timed on a picture or a batch; nothing is embedded or trained.
+    """
+    import pandas as pd
+
+    from fpbench.encoders import inspection
+    from fpbench.training import tuning
+
+    home, external = loading.load_cohorts(study.begin())
+    cut = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+    images, shapes, rows = sum(map(len, (home, *external))), set(), []
+    for name in dict.fromkeys(job.encoder for job in due):
+        spec, encoder = study.encoder_spec(name), tuning.blank(study, name)
+        modes, gpu = [job.mode for job in due if job.encoder == name], encoder.device.type == "cuda"
+        row = {"encoder": name, "jobs": len(modes), "hours": 0.0, "embeddings GB": 4e-9 * images * encoder.dim}
+        if "" in modes:
+            rate = inspection.cost(encoder, spec.batch_size if gpu else 1, spec.bf16, 0)["images/s"]
+            row["hours"] = images / rate / 3600
+        if tuned := [(name, mode) for mode in modes if mode]:
+            found = tuning.costs(study, home, cut, tuned, disk=True).sum(numeric_only=True)
+            row |= {**found.drop(["runs", "steps"]), "hours": found["hours"] + row["hours"]}
+        rows.append(row)
+        shapes.add(encoder.geometry)
+    table = pd.DataFrame(rows).fillna(0.0)
+    table.loc[len(table)] = table.sum(numeric_only=True).to_dict() | {"encoder": "together"}
+    table = table.rename(columns={"hours": "GPU-hours" if gpu else "hours on this CPU"})
+    text = table.astype({"jobs": int}).to_string(index=False, float_format="{:,.3g}".format)
+    cache = sum(images * shape.size**2 for shape in shapes) / 1e9
+    return f"Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+
+
+# What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
+# checkpoint in the next attempt. Snakemake's own `--set-resources RULE:runtime=600` (minutes), `RULE:mem_mb=64000` override it.
+SPEED = {"cpu": 0.1e12, "gpu": 20e12}  # multiplications and additions that we count on, per second
+
+
+def resources(study: Study, passes: int | str) -> dict[str, Any]:
+    """Return Snakemake's resources of a kind of job: numbers, or functions of its wildcards.
+
+    ``passes``: how often every image goes through the network of the job's encoder, or through all where it has none;
+    ``training``: as often as a fine-tuning needs; 0: there is no network, and no GPU is asked for.
+    """
+    if not passes:
+        return {"mem_mb": 8000, "runtime": 120}
+
+    def names(wildcards: Any) -> list[str]:
+        return [wildcards.encoder] if "encoder" in dict(wildcards) else [spec.name for spec in study.encoders]
+
+    def minutes(wildcards: Any) -> int:
+        seen = passes
+        if seen == "training":  # forwards and backwards, by all runs
+            seen = 4 * study.recipe.epochs * len(study.recipe.grid(wildcards.mode)) * study.folds
+        operations = sum(_facts(study, name)[0] for name in names(wildcards)) * _images(study) * seen
+        return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))
+
+    def megabytes(wildcards: Any) -> int:
+        found = [_facts(study, name) for name in names(wildcards)]
+        pictures = max(2 * _images(study) * pixels for *_, pixels in found) / 1e6  # of the largest, twice
+        return 4000 + int(pictures + sum(20 * held for _, held, _ in found))  # weights with gradients and moments
+
+    return {"gpu": int(study.device != "cpu"), "mem_mb": megabytes, "runtime": minutes}
+
+
+def _images(study: Study) -> int:
+    return sum(SOURCES[spec.name].counts["total"]["images"] for spec in study.cohorts)
+
+
+def _facts(study: Study, name: str) -> tuple[float, float, int]:
+    """Return what a network computes (operations per image and pass), holds (millions of parameters) and sees (pixels)."""
+    spec = study.encoder_spec(name)
+    if spec.model.endswith(MINI):
+        return 1e9, 1.0, 64**2
+    entry = CATALOGUE.get(spec.model)
+    said = re.match(r"[\d.]+", entry.gmacs) if entry else None
+    usual = entry.geometry.size if entry else 224
+    size = spec.geometry.get("size", usual)
+    if entry and said:
+        return 2e9 * float(said[0]) * (size / usual) ** 2, entry.parameters, size**2
+    return 2e11, 300.0, size**2  # of a network that we do not know: much

@@ -1,0 +1,58 @@
+"""What a job depends on: named parts, whose digest is its key."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from fpbench import images, loading, recipe, splits
+from fpbench.cohorts import folder_of
+from fpbench.encoders.fetch import sha256
+from fpbench.errors import InputError
+from fpbench.files import artifacts, paths
+from fpbench.study import EncoderSpec, Study
+from fpbench.training import bench, embeddings
+
+
+def key_parts(study: Study) -> dict[str, dict]:
+    """Return everything that the jobs of a study depend on: named parts, in groups of which every job takes some (``grid.jobs``).
+
+    A weights file that cannot be read is a part that says so: it is the matter of its own encoder's jobs.
+    """
+    loaded = {"cohort": {}, "encoder": {}, "probe": {}}  # extensions, by what they register
+    for file in study.extensions:
+        text = paths.expand(file).read_text()
+        for kind in [kind for kind in loaded if f"register_{kind}" in text] or loaded:
+            loaded[kind][f"file {file}"] = artifacts.digest(text)
+    cohorts = {
+        f"cohort {one.name}": [one.missing, _folder_digest(one.name, loading.root(study, one))] for one in study.cohorts
+    }
+    common = {"threads": study.threads, "device": study.device, "step embeddings": embeddings.VERSION}
+    groups = {
+        "cohorts": {"task": study.task, "step images": images.VERSION, **cohorts, **loaded["cohort"]},
+        "cut": {"split": study.split, "folds": study.folds, "seed": study.seed, "step splits": splits.VERSION},
+        "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},
+        "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": bench.VERSION},
+    }
+    for spec in study.encoders:
+        fields = {
+            name: value for name, value in asdict(spec).items() if name != "weights"
+        }  # the file is a part of its own
+        memory = {f"memory of {spec.name}": {name: fields.pop(name) for name in ("micro", "checkpointing")}}
+        own = {f"encoder {spec.name}": fields, f"weights file of {spec.name}": _weights_digest(study, spec)}
+        groups[f"encoder {spec.name}"] = {**common, **loaded["encoder"], **own}
+        groups[f"tuned {spec.name}"] = {**groups["tuning"], **memory}
+    return groups
+
+
+def _folder_digest(name: str, root: Path | None) -> str:
+    """Return a digest of the label file and of the names and sizes of all pictures."""
+    source, folder = folder_of(name, root)
+    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.png"))
+    return artifacts.digest([artifacts.file_sha256(folder / source.csv), files])
+
+
+def _weights_digest(study: Study, spec: EncoderSpec) -> str:
+    try:
+        weights = loading.weights(study, spec)
+        return weights if weights in ("hub", "random") else sha256(Path(weights))
+    except (InputError, OSError) as error:
+        return f"unusable: {error}"

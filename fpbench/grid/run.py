@@ -1,0 +1,203 @@
+"""The run of a study: the jobs that are not current, through Snakemake, and what is said at the end."""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import takewhile
+from pathlib import Path
+
+from fpbench import results
+from fpbench.errors import InputError
+from fpbench.files import artifacts, paths
+from fpbench.grid import forkserver, notebooks
+from fpbench.grid.costs import bill
+from fpbench.grid.jobs import Job, announce, jobs, stale
+from fpbench.study import Study
+
+LOCK = ".run.lock"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[int]:
+    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
+        yield handle.fileno()
+
+
+def run(
+    study: Study, asked: str, workers: int, only: Sequence[str] = (), dry: bool = False, why: bool = False, extra=()
+) -> int:
+    """Run the jobs of a study that are not current (``only``: those of some encoders, and what they need); return the exit code.
+
+    Where encoders fail, the others are finished and the analysis is made without them: Table 1 names what is missing.
+
+    Parameters
+    ----------
+    asked
+        The study as the user named it.
+    dry
+        Print the jobs and what they cost, with ``why`` also why they run; run nothing.
+    extra
+        Further arguments of Snakemake; if jobs are among them, by name or by their output (with any ending), these jobs and what
+        they need are all that runs.
+
+    Raises
+    ------
+    InputError
+        ``extra`` begins with what is no job.
+    """
+    only = [study.encoder_spec(name).name for name in only]
+    location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.home() / "Snakefile")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(study.folder)]
+    command += [
+        "--config",
+        f"study={json.dumps(str(location))}",
+        f"parent={os.getpid()}",
+        "--cores",
+        str(workers * study.threads),
+        "--rerun-triggers",
+        "params",
+    ]
+    command += ["--rerun-incomplete", "--keep-going", "--nolock"]
+    here = not dry and str(paths.home() / "profiles" / "local") in extra
+    with nullcontext() if dry else alone(study.folder) as handle, _forks() if here else nullcontext({}) as forks:
+        given = {"forks": forks, "pass_fds": [handle] if handle else []}
+        plan, missing = jobs(study, None if only else {}), results.missing_file(study)
+        command += (extra := _outputs(plan, extra))
+        if not (dry or only):
+            missing.unlink(missing_ok=True)  # what failed is tried again
+        due, wanted = stale(plan if dry else _settled(plan)), _wanted(plan, only, extra)
+        if not wanted & set(due):
+            print(f"nothing to do: {len(wanted)} jobs are current")
+            return 0
+        if dry:
+            return _rehearse(study, command, plan, wanted, due, why)
+        for name in wanted:
+            plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
+        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], **given)
+        left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
+        for job in left if not only else []:
+            after = [f"after {need}: {why}" for need in job.needs if (why := plan[need].failure())]
+            if why := job.failure() or "".join(after):
+                gone[job.result] = why
+        some = any(f"{spec.name}/probing" not in gone for spec in study.encoders)
+        named = any(str(job.output) in extra for job in plan.values())  # then these are all that runs
+        ready = some and not named and all(job.result in gone for job in left)
+        if (only or gone) and ready:  # the analysis, of what is there
+            artifacts.write_json(missing, gone) if gone else missing.unlink(missing_ok=True)
+            plan = jobs(study)
+            wanted, rest = set(plan), {name for name in plan if plan[name].result not in gone}
+            _snakemake(study, command, plan, rest, ["--quiet", "rules"], **given)
+    return _conclude(study, asked, plan, wanted)
+
+
+def _settled(plan: dict[str, Job]) -> dict[str, Job]:
+    """Wait for jobs on this host that a killed driver left behind, and forget those that were killed too."""
+    for name, job in plan.items():
+        said = False
+        while (lives := job.running().get("alive")) is not None:
+            if not lives:
+                job.path("progress").unlink(missing_ok=True)
+            elif not said:
+                said = not print(f"{name} still runs, left behind by a run that was killed: waiting for it", flush=True)
+            time.sleep(lives)
+    return plan
+
+
+def _outputs(plan: dict[str, Job], extra: Sequence[str]) -> list[str]:
+    """Return arguments of Snakemake, a job's name or output (``splits.csv`` for ``splits.json``) turned into the output as planned."""
+    known = {}
+    for name, job in plan.items():
+        known[name] = known[os.path.splitext(os.path.abspath(job.output))[0]] = str(job.output)
+    found = [known.get(one) or known.get(os.path.splitext(os.path.abspath(one))[0]) or one for one in extra]
+    for one in takewhile(lambda word: not word.startswith("-"), found):
+        if one not in known.values():
+            raise InputError(f"expected jobs of this study, or their output: {', '.join(plan)}; found {one!r}")
+    return found
+
+
+def _wanted(plan: dict[str, Job], only: Sequence[str], extra: Sequence[str]) -> set[str]:
+    """Return the jobs of some encoders, or whose output ``extra`` names, and those that they need; all if there are none."""
+    found = {name for name, job in plan.items() if str(job.output) in extra}
+    found = found or {name for name, job in plan.items() if not only or job.encoder in only}
+    for name in reversed(plan):
+        found |= set(plan[name].needs) if name in found else set()
+    return found
+
+
+def _forks() -> AbstractContextManager[dict[str, str]]:
+    """Return a context with a server for the jobs of this run; it imports while cohorts are drawn and the plan is made."""
+    return forkserver.listening(notebooks.EVERY, notebooks.COMPUTING_TOO)
+
+
+def _snakemake(
+    study: Study,
+    command: list[str],
+    plan: dict[str, Job],
+    wanted: set[str],
+    more: list[str],
+    forks: dict[str, str] | None = None,
+    **options,
+):
+    """Let Snakemake make what is wanted; it is told which files that are there are not current."""
+    announce(study, plan)
+    forced = [str(plan[name].output) for name in stale(plan) if name in wanted and plan[name].output.exists()]
+    targets = [] if "report" in wanted else [str(plan[name].output) for name in plan if name in wanted]
+    command = [one for one in command if one not in targets]  # the user may have named some
+    command = [*command, *more, *(["--forcerun", *forced] if forced else []), *(["--", *targets] if targets else [])]
+    print(shlex.join(command), flush=True)
+    return subprocess.run(command, env={**os.environ, **(forks or {})}, check=False, text=True, **options)
+
+
+def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) -> int:
+    """Print what ran, what was reused, what is missing and how to try it again, and Table 1; return the exit code."""
+    left, table = stale(plan), study.folder / "tables" / "table1.md"
+    began, lost = (
+        (study.folder / LOCK).stat().st_mtime,
+        [job for name, job in plan.items() if name in wanted & set(left)],
+    )
+    ran = [name for name in plan if name in wanted - set(left) and plan[name].path("jobs").stat().st_mtime >= began]
+    print(f"\nran: {', '.join(ran) or 'nothing'}\nreused: {len(wanted) - len(ran) - len(lost)} jobs")
+    for job in lost:
+        print(f"missing: {job.name}: {job.failure() or left[job.name]}")
+        if job.failure():
+            print(f"  its notebook: {job.path('notebooks', '.ipynb')}")
+            print(f"  to try it again: fpbench run {asked}{f' --only {job.encoder}' * bool(job.encoder)}")
+    if "06_benchmark" not in left:
+        print(f"\n{table.read_text()}\nTables, figures and executed notebooks: {study.folder}")
+    if "report" not in left:
+        print(f"Everything on one page: {study.folder / 'report.html'}")
+    return int(bool(wanted & set(left)))
+
+
+def _rehearse(
+    study: Study, command: list[str], plan: dict[str, Job], wanted: set[str], due: dict[str, str], why: bool
+) -> int:
+    """Print the jobs that Snakemake would run, why, and what they would cost."""
+    done = _snakemake(study, command, plan, wanted, ["--dry-run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    named = re.findall(r"^ +log: .*/(.+)\.ipynb$|^(?:local)?rule (report):", done.stdout, re.M)
+    names = [name for name in plan if name in {one or other for one, other in named}]
+    if done.returncode:
+        print(done.stdout)
+        return done.returncode
+    for name in names:
+        print(f"{name:<{max(map(len, names))}}  {due.get(name, '')}" if why else name)
+    print(f"{len(names)} of {len(wanted)} jobs would run")
+    own = [plan[name] for name in names if plan[name].encoder and not due.get(name, "upstream").startswith("upstream")]
+    if own:
+        print(f"\n{bill(study, own)}")
+    return 0

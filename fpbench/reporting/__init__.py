@@ -1,0 +1,1 @@
+"""What people read: tables, figures, and the page that holds them all. Numbers come from ``analysis``."""

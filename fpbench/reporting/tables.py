@@ -1,0 +1,104 @@
+"""Tables as people read them: a tidy frame of scores in, CSV, Markdown, LaTeX and HTML out."""
+
+from dataclasses import asdict
+
+import pandas as pd
+
+from fpbench import results
+from fpbench.analysis.scoring import MODEL, overview, summarise, told, verdicts
+from fpbench.files import artifacts
+from fpbench.protocols import PROTOCOLS, titles
+from fpbench.study import Study
+
+
+def table1(
+    scores: pd.DataFrame, intervals: pd.DataFrame | None = None, missing: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
+
+    A cell is ``mean [95 % interval by patient group] ± SD over folds``; ``intervals`` are those of ``statistics.intervals``, one
+    method. Without them, the interval is left out; where the data carry none, it is ``[none]``. ``missing`` results
+    (``results.missing``) have a row each, with the reason.
+    """
+    summary, order = overview(scores, intervals), list(PROTOCOLS)
+    summary["text"] = summary["mean"].map("{:.3f}".format)
+    if intervals is not None:
+        summary["text"] += told(summary)
+    summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
+    table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
+    if missing:
+        keys = [
+            (name, part if part in PROTOCOLS else "logistic") for name, part in (what.split("/") for what in missing)
+        ]
+        cells = [[f"missing: {reason}", *[""] * (table.shape[1] - 1)] for reason in missing.values()]
+        rows = pd.DataFrame(cells, pd.MultiIndex.from_tuples(keys, names=MODEL), table.columns)
+        table = pd.concat([table, rows])
+    table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
+    table = table.rename(index=titles(), level="protocol").rename_axis(columns=None)
+    public = verdicts(scores).set_index([*MODEL, "population"])
+    for population in dict.fromkeys(summary["population"]):
+        cells = [public.loc[(*key, population)] if (*key, population) in public.index else None for key in table.index]
+        texts = ["not public" if cell is None else f"{cell['paper']:.4f}, {cell['verdict']}" for cell in cells]
+        table[f"{population.capitalize()}, paper"] = texts
+    return table.reset_index()
+
+
+def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataFrame:
+    """Write a table as CSV, Markdown, LaTeX (booktabs) and HTML, with caption, label and stamp, and return it to be shown.
+
+    The CSV holds the values alone; ``<name>.json`` beside it holds its caption and stamp.
+    """
+    folder, stamp = study.folder / "tables", results.stamp(study)
+    note = caption + (f" ({study.label})" if study.label else "")
+    html = table.to_html(index=False, border=0).replace("<table", f"<table aria-label={name!r}", 1)
+    style = table.style.hide(axis="index").format(escape="latex", precision=3)
+    texts = {
+        "csv": table.to_csv(index=False),
+        "md": f"{note}\n\n{table.to_markdown(index=False)}\n\n<!-- {stamp} -->\n",
+        "tex": f"{style.to_latex(hrules=True, caption=_latex(note))}% {stamp}\n",
+        "html": f"<figure>{html}<figcaption>{note}</figcaption></figure>\n<!-- {stamp} -->\n",
+    }
+    for suffix, text in texts.items():
+        with artifacts.atomic(folder / f"{name}.{suffix}") as temporary:
+            temporary.write_text(text)
+    artifacts.commit(folder / f"{name}.csv", {"caption": caption, "label": study.label, "stamp": stamp})
+    return table
+
+
+def tell(lines: list[str], study: Study, name: str, title: str) -> None:
+    """Print findings and write them to ``findings/<name>.json``, where the report reads them."""
+    artifacts.write_json(study.folder / "findings" / f"{name}.json", {"title": title, "lines": lines})
+    print(*lines, sep="\n")
+
+
+def by_encoder(rows: dict[str, dict]) -> pd.DataFrame:
+    """Return one row per encoder from what was found of each."""
+    return pd.DataFrame([{"encoder": name, **row} for name, row in rows.items()])
+
+
+def by_item(settings) -> pd.DataFrame:
+    """Return the fields of a dataclass, one row each; those of a dataclass within it are named with a dot."""
+    flat = pd.json_normalize(asdict(settings)).iloc[0]
+    return flat.map(str).rename_axis("setting").reset_index(name="value")
+
+
+def _latex(text: str) -> str:
+    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
+
+
+def all_metrics(scores: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Return every metric of one protocol: encoders and views against metrics, means over the fold models."""
+    part = scores[(scores["protocol"] == protocol) & (scores["duplicates"] == "as published")]
+    names = list(dict.fromkeys(part["metric"]))
+    table = summarise(part).pivot(index=["encoder", "population", "classes", "rule"], columns="metric", values="mean")
+    return table[names].round(3).rename_axis(columns=None).reset_index()
+
+
+def per_class(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return F1 of every class against encoders and views; ``scores`` of ``evaluate_classes``, one protocol and rule."""
+    summary = summarise(scores[scores["metric"].str.startswith("F1 of ")])
+    summary["text"] = summary["mean"].map("{:.3f}".format) + " ± " + summary["sd"].map("{:.3f}".format)
+    summary["class"] = summary["metric"].str.removeprefix("F1 of ")
+    classes = list(dict.fromkeys(summary["class"]))
+    table = summary.pivot(index=["encoder", "population", "classes"], columns="class", values="text")
+    return table[classes].fillna("").rename_axis(columns=None).reset_index()

@@ -1,0 +1,48 @@
+"""Where the results of a study lie, and which of them are there."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from fpbench.files import artifacts, provenance
+from fpbench.protocols import PROTOCOLS
+from fpbench.study import EncoderSpec, Study
+
+
+def path(study: Study, encoder: str, protocol: str, fold: int, question: str = "") -> Path:
+    """Return the path of one predictions file; those of a side question lie apart."""
+    folder = study.folder / "questions" / question if question else study.folder / "predictions"
+    return folder / encoder / protocol / f"fold{fold}.parquet"
+
+
+def files(study: Study) -> list[Path]:
+    """Return every predictions file that a study calls for, but for ``missing`` ones: files of others do not count."""
+    lost = missing(study)
+    names = [(spec.name, probe) for spec in present(study) for probe in study.probes]
+    names += [one for one in study.tunings() if "/".join(one) not in lost]
+    return [path(study, *name, fold) for name in names for fold in range(study.folds)]
+
+
+def missing(study: Study) -> dict[str, str]:
+    """Return the results that failed in the last run, and why: ``encoder/probing``, ``encoder/full``, ... -> reason."""
+    there = missing_file(study)
+    return artifacts.read_json(there) if there.is_file() else {}
+
+
+def missing_file(study: Study) -> Path:
+    """Return where the missing results are noted."""
+    return study.folder / "missing.json"
+
+
+def present(study: Study, protocol: str = "") -> list[EncoderSpec]:
+    """Return the encoders that have predictions of a protocol (default: of any probe): those called for, but for missing ones."""
+    lost, part = missing(study), PROTOCOLS[protocol].part if protocol else "probing"
+    called = study.encoders_of(protocol) if protocol else [spec.name for spec in study.encoders]
+    return [spec for spec in study.encoders if spec.name in called and f"{spec.name}/{part}" not in lost]
+
+
+def stamp(study: Study) -> str:
+    """Return what an artefact was made of: digests of the study and of the predictions that are there, and the commit."""
+    sidecars = [there for file in files(study) if (there := artifacts.sidecar(file)).is_file()]
+    found = [artifacts.read_json(there)["sha256"] for there in sidecars]
+    made = f"{len(found)} predictions files {artifacts.digest(found)[:12]}" if found else "no predictions"
+    return f"study {study.name} {artifacts.digest(asdict(study))[:12]}, {made}, {provenance.program()}"

@@ -1,0 +1,138 @@
+"""One encoder, its embeddings and the cut: what a protocol works on, and how its answers become predictions files."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fpbench import loading, predictions
+from fpbench.cohorts import Cohort
+from fpbench.encoders import Encoder
+from fpbench.files import artifacts, machine, provenance
+from fpbench.splits import Fold, Splits
+from fpbench.study import EncoderSpec, Study
+from fpbench.tasks import Task
+from fpbench.training.embeddings import embed_cohort, embedding_key
+
+VERSION = 1  # of the probes; raise it when their predictions change
+Answers = Callable[[Cohort, np.ndarray], np.ndarray]  # cohort, rows (n,) -> logits (n, K)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One encoder, its embeddings of every cohort, and the cut: what a protocol works on."""
+
+    study: Study
+    task: Task
+    encoder: str
+    model: Encoder
+    splits: Splits
+    home: Cohort  # trains, validates, tests in-domain
+    external: tuple[Cohort, ...]  # test out-of-domain
+    embeddings: dict[str, np.ndarray]  # cohort name -> (N, D) float32; empty if not asked for
+    about: dict  # the encoder's part of a sidecar
+    key: str  # digest of all of the above
+    shown: dict[str, np.ndarray] = field(default_factory=dict)  # cohort name -> what is answered on, if not embeddings
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Return the encoder's entry in the study."""
+        return self.study.encoder_spec(self.encoder)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the class index of every image of the home cohort; 0 where it has none (no fold holds such a row)."""
+        return np.maximum(self.task.codes(self.home.frame[self.task.label]), 0)
+
+    @property
+    def classes(self) -> int:
+        """Return how many classes the task has."""
+        return len(self.task.classes)
+
+    @property
+    def cohorts(self) -> tuple[Cohort, ...]:
+        """Return home and external cohorts."""
+        return (self.home, *self.external)
+
+    @property
+    def features(self) -> np.ndarray:
+        """Return the embeddings of the home cohort."""
+        return self.embeddings[self.home.name]
+
+
+def open_bench(
+    study: Study, encoder: str, home: Cohort, external: tuple[Cohort, ...], splits: Splits, embed: bool = True
+) -> Bench:
+    """Lay out what the protocols need; the probes need every cohort embedded, once (from the cache if it can be)."""
+    spec, model = study.encoder_spec(encoder), loading.load_encoder(study, encoder)
+    cohorts = (home, *external)
+    keys = [embedding_key(model, cohort, spec.batch_size, spec.bf16) for cohort in cohorts]
+    about = {
+        "name": encoder,
+        **model.identity(),
+        "fingerprint": model.fingerprint,
+        "parameters": model.parameters(),
+        "weights": asdict(model.weights),
+        "label": model.weights.label,
+        "cohorts": {cohort.name: cohort.fingerprint() for cohort in cohorts},
+        "device": str(model.device),
+    }
+    wanted = cohorts if embed else ()
+    embedded = {cohort.name: embed_cohort(model, cohort, spec.batch_size, spec.bf16) for cohort in wanted}
+    labels = [cohort.fingerprint() for cohort in cohorts]
+    key = artifacts.digest([keys, labels, splits.digest(), VERSION, study.task, study.seed, study.threads])
+    return Bench(study, study.the_task, encoder, model, splits, home, external, embedded, about, key)
+
+
+def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run) -> pd.DataFrame:
+    """Return the rows of a predictions file: validation, test, and all of the external cohorts; ``run`` replaces its columns."""
+    train = bench.home.frame.iloc[fold.train]
+    run = {
+        "fold": fold.number,
+        "encoder": bench.encoder,
+        "protocol": protocol,
+        "n_patients": train["patient"].nunique(),
+        "seed": bench.study.seed,
+    } | run
+    parts = [(bench.home, {"val": fold.validation, "test": fold.test})]
+    for cohort in bench.external:
+        usable = np.array(bench.task.codes(cohort.frame[bench.task.label])) >= 0
+        parts.append((cohort, {"test": np.flatnonzero(usable)}))
+    tables = []
+    for cohort, named in parts:
+        split = np.repeat(list(named), [len(positions) for positions in named.values()])
+        logits = np.concatenate([answers(cohort, positions) for positions in named.values()])
+        positions = np.concatenate(list(named.values()))
+        tables.append(predictions.rows(cohort, bench.task, positions, logits, split=split, **run))
+    return pd.concat(tables)
+
+
+def write(bench: Bench, path: Path, rows: pd.DataFrame, about: dict) -> None:
+    """Write a predictions file with its sidecar; ``about`` holds its key and what was chosen."""
+    made = {**provenance.provenance(), "threads": bench.study.threads, "peak_memory": machine.peak_memory()}
+    sidecar = {
+        "study": asdict(bench.study),
+        "study_hash": artifacts.digest(asdict(bench.study)),
+        "splits": bench.splits.digest(),
+        "encoder": bench.about,
+        "provenance": made,
+    }
+    predictions.write(path, rows, bench.task, {**sidecar, **about})
+
+
+def conclude(study: Study, encoder: str, name: str, files: list[Path]) -> None:
+    """Write ``predictions/<encoder>/<name>.json``, the list of predictions files with their SHA-256: the job is done."""
+    done = {str(path.relative_to(study.folder)): artifacts.checked(path)["sha256"] for path in files}
+    artifacts.write_json(study.folder / "predictions" / encoder / f"{name}.json", {"files": done})
+
+
+def choices(files: list[Path]) -> pd.DataFrame:
+    """Return what each fold chose: one row per predictions file, from the sidecars."""
+    rows = []
+    for path in files:
+        about = artifacts.checked(path)
+        told = {name: value for name, value in about["chosen"].items() if name not in ("curve", "index")}
+        rows.append({"fold": int(path.stem.removeprefix("fold")), **told})
+    return pd.DataFrame(rows)
