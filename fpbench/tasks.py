@@ -4,9 +4,12 @@ Nothing else in the library knows how many planes there are: to add a task, add 
 cohorts, are named here, so that the real archive, its sample and its phantom serve the same task.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fpbench.errors import InputError
+
+EVERY, JOIN = "all classes", " + "  # names of label spaces
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,20 @@ class Task:
         """Return the class index of each label; -1 where a label is no class of this task."""
         index = {name: code for code, name in enumerate(self.classes)}
         return [index.get(label, -1) for label in labels]
+
+    def space(self, classes: Sequence[str]) -> str:
+        """Return what a label space is called and keyed by: its classes, never their number; "all classes" for all of them.
+
+        Raises
+        ------
+        InputError
+            The name of a class would make two label spaces look alike.
+        """
+        if tuple(classes) == self.classes:
+            return EVERY
+        if odd := [name for name in classes if JOIN in name or name == EVERY]:
+            raise InputError(f"task {self.name}: expected class names without {JOIN!r} that are not {EVERY!r}, found {odd}")
+        return JOIN.join(classes)
 
     def columns(self) -> list[str]:
         """Return the names of the logit columns of a predictions file, in class order."""

@@ -87,8 +87,8 @@ def pairs_of(predicted, seed=0):
 def test_primary_views_have_all_classes_of_their_cohort():
     boots, _ = pairs_of(answers({"a": (0.9, 0.5), "b": (0.9, 0.5)}))
     assert [boot.sample.view for boot in boots] == [
-        ("spain", 6, "open", "as published"),
-        ("africa", 4, "open", "as published"),
+        ("spain", "all classes", "open", "as published"),
+        ("africa", "abdomen + brain + femur + thorax", "open", "as published"),
     ]
 
 
@@ -125,7 +125,7 @@ def test_protocols_of_one_encoder_are_compared_on_the_same_patients():
     tuned = answers({"a": (0.9, 0.6)}, protocol="full", seed=1)
     _, pairs = pairs_of(claims.exchanged(pd.concat([probed, tuned]), ["logistic", "full"]))
     spain, africa = claims.contrasts(pairs)
-    assert spain.startswith("a, Spain, 6 classes, open: full fine-tuning minus linear probing +0.")
+    assert spain.startswith("a, Spain, all classes, open: full fine-tuning minus linear probing +0.")
     assert spain.endswith("full fine-tuning is better.")
     assert africa.endswith("undecided.")
 

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from fpbench import load_cohort, predictions
-from fpbench.analysis import scoring
+from fpbench.analysis import scoring, statistics
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts
 from fpbench.reporting import tables
@@ -133,18 +135,18 @@ def test_views_and_scores(frame):
     assert headline.index.tolist() == [
         (*view, duplicates)
         for view in [
-            ("spain", 6, "open"),
-            ("spain", 4, "open"),
-            ("spain", 4, "shared"),
-            ("africa", 4, "open"),
-            ("africa", 4, "shared"),
+            ("spain", "all classes", "open"),
+            ("spain", "abdomen + brain + femur + thorax", "open"),
+            ("spain", "abdomen + brain + femur + thorax", "shared"),
+            ("africa", "abdomen + brain + femur + thorax", "open"),
+            ("africa", "abdomen + brain + femur + thorax", "shared"),
         ]
         for duplicates in ("as published", "de-duplicated")
     ]
     images = headline["images"]
-    assert images["africa", 4, "open", "as published"] == 54
-    assert images["africa", 4, "open", "de-duplicated"] == 50
-    assert images["spain", 6, "open", "as published"] == 36
+    assert images["africa", "abdomen + brain + femur + thorax", "open", "as published"] == 54
+    assert images["africa", "abdomen + brain + femur + thorax", "open", "de-duplicated"] == 50
+    assert images["spain", "all classes", "open", "as published"] == 36
     assert (
         headline["value"].xs("shared", level="rule")
         >= headline["value"].xs("open", level="rule").reindex(headline["value"].xs("shared", level="rule").index)
@@ -156,7 +158,39 @@ def test_a_country_without_a_class_is_scored_on_those_it_has(frame):
     classes = (
         scores[(scores["population"] == "africa") & (scores["rule"] == "open")].groupby("centre")["classes"].first()
     )
-    assert classes.to_dict() == {"Algeria": 4, "Egypt": 4, "Ghana": 3, "Malawi": 4, "Uganda": 3}
+    three, four = "abdomen + brain + femur", "abdomen + brain + femur + thorax"
+    assert classes.to_dict() == {"Algeria": four, "Egypt": four, "Ghana": three, "Malawi": four, "Uganda": three}
+
+
+def test_two_label_spaces_of_as_many_classes_are_two_views(frame):
+    """Africa over four classes, and a home cohort narrowed to four others: once both were "4 classes", averaged into one."""
+    other = ("abdomen", "brain", "femur", "cervix")
+    task = replace(TASK, tests={"spain": TASK.classes, "africa": TASK.tests["africa"], "clinic": other})
+    clinic = frame[(frame["population"] == "spain") & (frame["split"] == "test")].assign(
+        population="clinic",
+        cohort="clinic",
+        image_id=lambda f: "clinic/" + f["image_id"],
+        group=lambda f: "clinic/" + f["group"],
+    )
+    scores = scoring.evaluate(pd.concat([frame, clinic], ignore_index=True), task)
+    home = scores[(scores["population"] == "spain") & (scores["duplicates"] == "as published")]
+    assert set(home["classes"]) == {
+        "all classes",
+        "abdomen + brain + femur + thorax",
+        "abdomen + brain + femur + cervix",
+    }
+    summary = scoring.overview(scores)
+    assert (summary["folds"] == frame["fold"].nunique()).all()  # nothing of another label space came in
+    assert not summary.duplicated(["encoder", "protocol", "view"]).any()
+    views = {boot.view for boot in statistics.samples(pd.concat([frame, clinic], ignore_index=True), task)}
+    assert {view[1] for view in views if view[0] == "spain"} == set(home["classes"])
+
+
+def test_a_label_space_that_could_be_taken_for_another_is_refused():
+    task = replace(TASK, classes=("a", "b", "a + b", "c"))
+    with pytest.raises(InputError, match=r"class names without ' \+ '"):
+        task.space(("a + b", "c"))
+    assert task.space(task.classes) == "all classes"
 
 
 def test_table1_names_what_is_not_public(frame):
@@ -182,7 +216,7 @@ def test_table1_puts_the_interval_between_score_and_sd(frame):
     scores = scoring.evaluate(frame, TASK)
     view = scoring.overview(scores)[[*scoring.MODEL, *scoring.VIEW, "metric"]]
     table = tables.table1(scores, view.assign(low=0.25, high=0.75).assign(low=lambda f: f["low"].where(f.index > 0)))
-    first, second = table.loc[0, ["Spain, 6 classes, open", "Spain, 4 classes, open"]]
+    first, second = table.loc[0, ["Spain, all classes, open", "Spain, abdomen + brain + femur + thorax, open"]]
     assert " [none] ± " in first  # no interval: never a zero-width one
     assert " [0.250, 0.750] ± " in second
 

@@ -134,7 +134,10 @@ def test_countries_are_scored_over_the_planes_they_have():
     table = (
         shift.by_part(abroad, TASK, "africa").query("rule == 'open' and duplicates == 'as published'").set_index("part")
     )
-    assert table["classes"].to_dict() == {"Ghana": 3, "Malawi": 4}
+    assert table["classes"].to_dict() == {
+        "Ghana": "abdomen + brain + femur",
+        "Malawi": "abdomen + brain + femur + thorax",
+    }
     assert table.loc["Ghana", "present"] == "abdomen, brain, femur"
     for centre, labels in (("Ghana", range(3)), ("Malawi", range(4))):
         part = abroad[abroad["centre"] == centre]

@@ -43,7 +43,7 @@ def confidences(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
         space = task.codes(classes)
         rows = test[(test["population"] == population) & test["y_true"].isin(space)]
         p = metrics.softmax(metrics.restrict(rows[task.columns()].to_numpy(), space, rule))
-        about = {"view": view_title(population, len(space), rule), "confidence": p.max(axis=1)}
+        about = {"view": view_title(population, task.space(classes), rule), "confidence": p.max(axis=1)}
         parts.append(rows[[*MODEL, "fold"]].assign(**about, right=(p.argmax(axis=1) == rows["y_true"]).astype(float)))
     return pd.concat(parts, ignore_index=True)
 

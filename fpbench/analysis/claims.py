@@ -50,9 +50,9 @@ def verdicts(boots: Iterable[Bootstrap], task: Task) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "cohort", "encoders", "probability", "outcome", "reason"])
 
 
-def primary_view(task: Task, population: str) -> tuple[str, int, str, str]:
+def primary_view(task: Task, population: str) -> tuple[str, str, str, str]:
     """Return the primary view of a cohort, as ``scoring.VIEW``."""
-    return population, len(task.tests.get(population, ())), "open", "as published"
+    return population, task.space(task.tests.get(population, ())), "open", "as published"
 
 
 def primary(boots: Iterable[Bootstrap], task: Task) -> list[Bootstrap]:

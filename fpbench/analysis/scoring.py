@@ -2,7 +2,8 @@
 
 A *view* is one way of scoring a test cohort: which of its classes count, whether the arg-max is *open* (all classes of the
 task) or *shared* (those that both cohorts have), with all images or the de-duplicated ones. The score of an encoder is the
-mean over its fold models; the SD over folds is training variation, not the error of the score.
+mean over its fold models; the SD over folds is training variation, not the error of the score. In frames a label space is the
+name that ``Task.space`` gives it: two spaces of as many classes are two views.
 """
 
 from functools import partial
@@ -73,7 +74,7 @@ def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score
                 for key, part in seen[seen["distinct"]].groupby(columns) if drop else seen.groupby(columns):
                     present = [k for k in space if not groups or (part["y_true"] == k).any()]
                     values = score(part["y_true"].to_numpy(), part[task.columns()].to_numpy(), present, rule)
-                    view = (population, len(present), rule, duplicates)
+                    view = (population, task.space([task.classes[k] for k in present]), rule, duplicates)
                     rows += [(*key, *view, len(part), metric, float(value)) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=[*columns, *VIEW, "images", "metric", "value"])
 
@@ -120,9 +121,9 @@ def verdicts(scores: pd.DataFrame) -> pd.DataFrame:
     return table.assign(verdict=words)
 
 
-def view_title(population: str, classes: int, rule: str) -> str:
-    """Return a column heading for a view."""
-    return f"{population.capitalize()}, {classes} classes, {rule}"
+def view_title(population: str, classes: str, rule: str) -> str:
+    """Return a column heading for a view; ``classes`` as ``Task.space`` calls them."""
+    return f"{population.capitalize()}, {classes}, {rule}"
 
 
 def told(intervals: pd.DataFrame) -> list[str]:

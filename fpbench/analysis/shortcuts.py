@@ -56,14 +56,14 @@ def unseen(left_out: pd.DataFrame, task: Task) -> pd.DataFrame:
         parts.append(shift.by_part(rows, task, task.train, "machine").assign(trained=trained))
     if not parts:
         return pd.DataFrame()
-    return widest(pd.concat(parts, ignore_index=True)).assign(case=lambda f: f["part"] + "\n" + f["trained"])
+    return widest(pd.concat(parts, ignore_index=True), task).assign(case=lambda f: f["part"] + "\n" + f["trained"])
 
 
-def widest(table: pd.DataFrame) -> pd.DataFrame:
+def widest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Return the rows of ``shift.by_part``, open, as published, that score a part over all the classes it has."""
     table = table.query("rule == 'open' and duplicates == 'as published'")
-    table = table[table["classes"].eq(table.groupby("part")["classes"].transform("max"))]
-    return table.sort_values("part", kind="stable", ignore_index=True)
+    own = table["present"].map(lambda words: task.space(words.split(", ")))
+    return table[table["classes"] == own].sort_values("part", kind="stable", ignore_index=True)
 
 
 def compare(conditions: dict[str, pd.DataFrame], task: Task) -> pd.DataFrame:

@@ -59,7 +59,7 @@ class Sample:
     groups: np.ndarray  # (G,) names, sorted by stratum
     stratum: np.ndarray  # (G,) all 0, or the fold that tests the group
     parts: tuple[Part, ...]  # one per fold
-    view: tuple = ("", 0, "", "")  # as scoring.VIEW
+    view: tuple = ("", "", "", "")  # as scoring.VIEW
     test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
 
     @property
@@ -89,7 +89,7 @@ def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
             rows = seen[seen["distinct"]] if drop else seen
             if len(rows):
                 models, first, logits = _align(rows, task)
-                about = {"models": models, "view": (population, len(space), rule, duplicates), "test_share": share}
+                about = {"models": models, "view": (population, task.space(classes), rule, duplicates), "test_share": share}
                 yield make_sample(first, logits, dict(zip(space, classes, strict=True)), rule, **about)
 
 

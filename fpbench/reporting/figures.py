@@ -3,6 +3,7 @@
 Importing this module applies the style. ``save`` writes PNG (300 dpi) and PDF with the study's label in the picture itself and its stamp in the file, and shows it.
 """
 
+import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -49,6 +50,12 @@ def blank(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
     """Return a figure and its axes (rows, columns), each of a width and height in inches and made for a picture."""
     bare = {"xticks": [], "yticks": [], "frame_on": False}
     return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, subplot_kw=bare)
+
+
+def folded(title: str) -> str:
+    """Return the title of a view in lines that fit above a panel: what comes before the first comma stands alone."""
+    first, _, rest = title.partition(", ")
+    return "\n".join([first, *textwrap.wrap(rest, 28, break_long_words=False)])
 
 
 def save(figure: Figure, study: Study, name: str) -> None:
@@ -186,7 +193,7 @@ def lines(table: pd.DataFrame, x: str, y: str, panel: str, limits: tuple[float, 
             ax.plot(part[x], part[y], "o-", ms=2.5, lw=1, color=colour, label=encoder)
             if "low" in part:
                 ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.15, lw=0)
-        ax.set(title=name.replace(", ", "\n", 1), xlabel=x, ylim=limits)
+        ax.set(title=folded(name), xlabel=x, ylim=limits)
     axes[0, 0].set_ylabel(y)
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -200,7 +207,7 @@ def scores(summary: pd.DataFrame) -> Figure:
     for ax, view in zip(axes[0], views, strict=True):
         dots(table[table["view"] == view], "protocol", ax, protocols)
         ax.set_xticks(range(len(protocols)), protocols, rotation=30, ha="right")
-        ax.set(title=view.replace(", ", "\n", 1), ylim=(0, 1.02))
+        ax.set(title=folded(view), ylim=(0, 1.02))
     axes[0, 0].set_ylabel("macro F1")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -217,7 +224,7 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
         shown = part[(part["population"] == population) & (part["classes"] == classes)]
         dots(shown, "name", ax, [name for name in task.classes if name in set(shown["name"])])
         ax.tick_params("x", rotation=40)
-        ax.set(title=f"{population.capitalize()}, {classes} classes", ylabel="F1", ylim=(0, 1.02))
+        ax.set(title=folded(f"{population.capitalize()}, {classes}"), ylabel="F1", ylim=(0, 1.02))
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -234,13 +241,14 @@ def dot_figure(table: pd.DataFrame, column: str, ylabel: str = "macro F1", ylim:
 
 def parts(table: pd.DataFrame) -> Figure:
     """Draw macro F1 of every part of a cohort with its interval; ``table`` of ``shift.by_part``, one protocol and rule."""
-    counts = table["groups"].astype(str) + " groups\n" + table["classes"].astype(str) + " planes"
+    planes = table["present"].str.count(", ") + 1
+    counts = table["groups"].astype(str) + " groups\n" + planes.astype(str) + " planes"
     return dot_figure(table.assign(named=table["part"] + "\n" + counts), "named")
 
 
 def reliability(answers: dict[str, pd.DataFrame], task: Task) -> Figure:
     """Draw reliability diagrams of the primary view of every cohort, bins of five images and more; ``answers`` state -> ``calibration.confidences``."""
-    views = [view_title(name, len(classes), "open") for name, classes in task.tests.items()]
+    views = [view_title(name, task.space(classes), "open") for name, classes in task.tests.items()]
     binned = {state: calibration.reliability(table) for state, table in answers.items()}
     parts = [t[t["view"] == view].assign(panel=f"{view}, {state}") for view in views for state, t in binned.items()]
     figure = lines(pd.concat(parts).query("images >= 5"), "confidence", "right", "panel")

@@ -21,7 +21,7 @@ from fpbench.analysis import statistics
 from fpbench.errors import MissingError
 from fpbench.files import artifacts, provenance
 from fpbench.files.machine import workers
-from fpbench.protocols import PROTOCOLS, titles
+from fpbench.protocols import PROTOCOLS, titles, tunings
 from fpbench.recipe import GRID
 from fpbench.study import EncoderSpec, Study
 
@@ -103,7 +103,7 @@ def _figure(path: Path, caption: str) -> dict:
 
 def _encoder(study: Study, spec: EncoderSpec, listed: list[dict]) -> dict:
     """Return what is known of one encoder: its figures, its notebooks, and the predictions that are missing."""
-    asked = [one for one in PROTOCOLS if spec.name in study.encoders_of(one)]
+    asked = [*study.probes, *(one for one in tunings() if spec.name in study.encoders_of(one))]
     folds = {one: [results.path(study, spec.name, one, fold) for fold in range(study.folds)] for one in asked}
     missing = [PROTOCOLS[one].title for one, files in folds.items() if not all(path.is_file() for path in files)]
     notebooks = sorted(path.name for path in (study.folder / "notebooks").glob(f"*.{spec.name}.*ipynb"))
