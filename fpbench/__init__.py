@@ -5,6 +5,7 @@ below are loaded on first use, so that ``import fpbench`` stays fast and never i
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.2.0"
 
@@ -27,7 +28,7 @@ __all__ = sorted(_HOMES)
 _CALLED = {"read_predictions": "read"}  # there
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), _CALLED.get(name, name))
     raise AttributeError(f"module 'fpbench' has no attribute {name!r}")

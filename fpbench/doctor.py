@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -71,7 +72,7 @@ def examine(study: Study, full: bool = False) -> list[Finding]:
     return found + [_look("writing", what, _writing, study, what) for what in ("results", "cache", "weights", "data")]
 
 
-def _look(room: str, what: str, check: Callable[..., tuple[str, str]], *arguments) -> Finding:
+def _look(room: str, what: str, check: Callable[..., tuple[str, str]], *arguments: Any) -> Finding:
     """Run one check; what it raises is its finding, so that no broken thing hides another."""
     try:
         state, detail = check(*arguments)

@@ -6,7 +6,7 @@ are equal is grey. Nothing here knows cohorts: it works on lists of paths.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,13 +155,13 @@ def _refuse(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         raise ImageError(f"expected at most {MAX_PIXELS:,} pixels, found {size}: refused unread")
-    if getattr(image, "n_frames", 1) != 1:
-        raise ImageError(f"expected one picture, found an animation of {image.n_frames} frames")
+    if (frames := getattr(image, "n_frames", 1)) != 1:
+        raise ImageError(f"expected one picture, found an animation of {frames} frames")
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         raise ImageError(f"expected 8 bits per channel (grey or RGB), found mode {image.mode}")
 
 
-def _parallel(function, items: Sequence, title: str) -> list:
+def _parallel(function: Callable, items: Sequence, title: str) -> list:
     with ThreadPoolExecutor(machine.workers()) as pool:
         return list(Progress(pool.map(function, items), total=len(items), desc=title, unit="image"))
 

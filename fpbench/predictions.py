@@ -7,6 +7,7 @@ files alone, so the analysis can be rebuilt anywhere without an image or a GPU.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ SPLITS = ("val", "test")
 SIDECAR = ("key", "study", "encoder", "chosen", "provenance")
 
 
-def rows(cohort: Cohort, task: Task, positions: np.ndarray, logits: np.ndarray, **run) -> pd.DataFrame:
+def rows(cohort: Cohort, task: Task, positions: np.ndarray, logits: np.ndarray, **run: object) -> pd.DataFrame:
     """Return the rows of one model on some images of a cohort.
 
     Parameters
@@ -68,14 +69,33 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
-    """Read and validate predictions files; raises MissingError or InputError that names the file.
+    """Read and validate predictions files.
 
-    All files of an encoder must carry one fingerprint: a fold made by another version of it is an InputError.
+    Parameters
+    ----------
+    files
+        Parquet files, each with its sidecar, of one study.
+    task
+        Whose K classes name the logit columns.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per image x fold, validation and test: COLUMNS, then K logits (not probabilities).
+
+    Raises
+    ------
+    MissingError
+        No files, or one is not there.
+    InputError
+        A file is damaged, is no table of the task, holds a row twice, has a group in validation and test of one fold, or its
+        encoder has another fingerprint than in the other files; the message names the file.
     """
-    frames, first = [], {}
+    frames: list[tuple[Path, pd.DataFrame]] = []
+    first: dict[str, tuple[dict, Path]] = {}  # encoder -> its fingerprint and where it stood
     for path in sorted(files):
         try:
-            encoder = artifacts.checked(path).get("encoder")
+            encoder: Any = artifacts.checked(path).get("encoder")
         except FileNotFoundError:
             raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:

@@ -82,6 +82,24 @@ def load_splits(path: Path, cohort: Cohort) -> Splits:
 def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int = 5, seed: int = 0) -> Splits:
     """Cut a cohort into patient-level folds.
 
+    Parameters
+    ----------
+    cohort
+        N images.
+    task
+        Whose classes take part; other rows are ``unused``.
+    scheme
+        ``"official"`` or ``"crossval"``, as the module says.
+    folds
+        How many: 2 and more, ``crossval`` 3 and more.
+    seed
+        Of the cut.
+
+    Returns
+    -------
+    Splits
+        ``frame`` has N rows in the order of the cohort's; ``fold(k)`` gives positions in it.
+
     Raises
     ------
     InputError
@@ -119,7 +137,19 @@ def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
 
 
 def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] = ()) -> pd.DataFrame:
-    """Count what the parts of every fold share; InputError if it is anything.
+    """Count what the parts of every fold share.
+
+    Parameters
+    ----------
+    splits, cohort
+        The cut, and the cohort that was cut.
+    external
+        Cohorts that test only.
+
+    Raises
+    ------
+    InputError
+        Parts share a patient, a group or an image.
 
     Returns
     -------

@@ -139,7 +139,17 @@ class Study:
 
 
 def load_study(name: str | Path) -> Study:
-    """Read a study: a path, or the name of a file in ``studies/``.
+    """Read a study.
+
+    Parameters
+    ----------
+    name
+        A path, or the name of a file in the ``studies/`` of the workspace.
+
+    Returns
+    -------
+    Study
+        A frozen dataclass; nothing is loaded yet.
 
     Raises
     ------
@@ -172,6 +182,7 @@ def extension(file: str) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")
     spec = spec_from_file_location(f"fpbench_extension_{path.stem}", path)
+    assert spec and spec.loader  # there is one for every .py
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -4,7 +4,7 @@ Nothing else in the library knows how many planes there are: to add a task, add 
 cohorts, are named here, so that the real archive, its sample and its phantom serve the same task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fpbench.errors import InputError
@@ -23,7 +23,7 @@ class Task:
     train: str  # population that the models are trained on
     tests: dict[str, tuple[str, ...]] = field(default_factory=dict)  # population -> the classes that occur in it
 
-    def codes(self, labels) -> list[int]:
+    def codes(self, labels: Iterable) -> list[int]:
         """Return the class index of each label; -1 where a label is no class of this task."""
         index = {name: code for code, name in enumerate(self.classes)}
         return [index.get(label, -1) for label in labels]

@@ -22,7 +22,7 @@ def temperatures(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     for key, part in predicted[predicted["split"] == "val"].groupby([*MODEL, "fold"]):
         z, y = part[task.columns()].to_numpy(np.float64), part["y_true"].to_numpy()
 
-        def loss(log: float, z=z, y=y) -> float:
+        def loss(log: float, z: np.ndarray = z, y: np.ndarray = y) -> float:
             return -float(metrics.log_softmax(z / np.exp(log))[np.arange(len(y)), y].mean())
 
         found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})

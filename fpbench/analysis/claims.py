@@ -62,7 +62,9 @@ def primary(boots: Iterable[Bootstrap], task: Task) -> list[Bootstrap]:
 
 def _headline(boot: Bootstrap | None, protocol: str) -> dict[str, np.ndarray]:
     """Return the resampled headline score (resamples,) of every encoder under a protocol, by the name of the full encoder."""
-    models = enumerate(boot.sample.models) if boot else ()
+    if boot is None:
+        return {}
+    models = enumerate(boot.sample.models)
     return {name.removesuffix("-mini"): boot.draws[HEADLINE][:, i] for i, (name, of) in models if of == protocol}
 
 
@@ -89,7 +91,7 @@ def sentences(pairs: pd.DataFrame) -> list[str]:
     """Return one sentence per protocol and view: which encoder is better than which; ``pairs`` of ``statistics.differences``."""
     lines = []
     for (protocol, *view), part in pairs.groupby(["protocol", *VIEW], sort=False):
-        above = {}
+        above: dict[str, list[str]] = {}
         for row in part[part["p_holm"] <= ALPHA].itertuples():
             better, worse = (row.encoder, row.other) if row.value > 0 else (row.other, row.encoder)
             above.setdefault(better, []).append(worse)

@@ -6,6 +6,7 @@ mean over its fold models; the SD over folds is training variation, not the erro
 name that ``Task.space`` gives it: two spaces of as many classes are two views.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +48,12 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), 
     Returns
     -------
     pandas.DataFrame
-        Columns MODEL, VIEW, fold, ``groups``, images, metric, value.
+        Columns MODEL, VIEW, fold, ``groups``, images (how many), metric, value (0 to 1; NLL in nats).
+
+    Raises
+    ------
+    InputError
+        A logit is not finite, or a class lies outside the label space.
     """
     return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked))
 
@@ -55,7 +61,7 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), 
 def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Score every class: as ``evaluate``, with the metric named ``F1 of abdomen`` and so on."""
 
-    def by_class(y, z, space, rule):
+    def by_class(y: np.ndarray, z: np.ndarray, space: Sequence[int], rule: str) -> dict[str, float]:
         table = metrics.per_class(y, z, space, rule)
         what = ("precision", "recall", "F1")
         return {f"{name} of {task.classes[k]}": table[name][i] for name in what for i, k in enumerate(space)}
@@ -63,7 +69,7 @@ def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     return _collect(predicted, task, (), by_class)
 
 
-def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score) -> pd.DataFrame:
+def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score: Callable) -> pd.DataFrame:
     test = predicted[predicted["split"] == "test"]
     columns, rows = [*MODEL, "fold", *groups], []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # ``metrics`` checks its input

@@ -99,13 +99,14 @@ def decompose(
         gap[state] = _macro_f1(here, shared if labels else every) - _macro_f1(there, shared)
     orders = []
     for order in permutations(range(len(SWITCHES))):
-        state, parts = [False] * len(SWITCHES), [None] * len(SWITCHES)
+        thrown = [False] * len(SWITCHES)
+        parts: list[np.ndarray | None] = [None] * len(SWITCHES)
         for switch in order:
-            before, state[switch] = gap[tuple(state)], True
-            parts[switch] = before - gap[tuple(state)]
+            before, thrown[switch] = gap[tuple(thrown)], True
+            parts[switch] = before - gap[tuple(thrown)]
         orders.append(parts)
-    orders, ends = np.array(orders), (gap[(False,) * 4], gap[(True,) * 4])
-    mean, least, most = orders.mean(0), orders.min(0), orders.max(0)
+    by_order, ends = np.array(orders), (gap[(False,) * 4], gap[(True,) * 4])
+    mean, least, most = by_order.mean(0), by_order.min(0), by_order.max(0)
     steps = [("gap", ends[0], *ends[:1] * 2)]
     steps += [(name, mean[i], least[i], most[i]) for i, name in enumerate(SWITCHES)]
     steps += [("residual", ends[1], *ends[1:] * 2)]

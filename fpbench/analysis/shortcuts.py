@@ -22,8 +22,8 @@ def knowledge(found: dict[tuple[str, str], tuple[Task, list[Path]]]) -> pd.DataF
     parts = []
     for (population, target), (task, files) in found.items():
         predicted = predictions.read(files, task)
-        boot = next(statistics.samples(predicted, task))
-        boot = statistics.bootstrap(boot, ["accuracy", "balanced accuracy"], statistics.RANK_RESAMPLES)
+        sample = next(statistics.samples(predicted, task))
+        boot = statistics.bootstrap(sample, ["accuracy", "balanced accuracy"], statistics.RANK_RESAMPLES)
         table = statistics.intervals(boot, ["percentile"]).query("metric == 'accuracy'")
         majority = predicted.query("split == 'test'")["y_true"].value_counts(normalize=True).max()
         table = table.assign(asked=f"{population}: {target}", values=len(task.classes), majority=majority)

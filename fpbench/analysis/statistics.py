@@ -17,10 +17,11 @@ Contents: ``samples`` (predictions to arrays); ``bootstrap``, then ``intervals``
 those of ``fpbench.metrics``, i.e. scikit-learn's, to rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,7 +108,7 @@ def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, np.ndar
     return tuple(counts.index), first, rows[task.columns()].to_numpy().reshape(len(counts), len(first), -1)
 
 
-def make_sample(rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about) -> Sample:
+def make_sample(rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about: Any) -> Sample:
     """Return the sample of M models.
 
     Parameters
@@ -230,7 +231,7 @@ def draw(stratum: np.ndarray, resamples: int, rng: np.random.Generator) -> np.nd
     return np.bincount(picked.ravel(), minlength=picked.size).reshape(picked.shape).astype(float)
 
 
-def _turns(names: Sequence[str], total: int) -> Iterator[tuple[list[str], int]]:
+def _turns(names: Collection[str], total: int) -> Iterator[tuple[list[str], int]]:
     """Yield the metrics that are resampled together, and how often."""
     for ranked, count in ((False, total), (True, min(total, RANK_RESAMPLES))):
         if some := [name for name in names if (name == RANKED) == ranked]:
@@ -252,11 +253,12 @@ def bootstrap(
         Resamples held in memory at a time; no result depends on it, but for rounding.
     """
 
-    def collect(names, blocks):
+    def collect(names: Sequence[str], blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
         pieces = [{name: v.mean(0) for name, v in evaluate(sample, w, names).items()} for w in blocks]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
-    groups, draws = len(sample.groups), {}
+    groups = len(sample.groups)
+    draws: dict[str, np.ndarray] = {}
     folds = {name: value[:, 0] for name, value in evaluate(sample, np.ones((1, groups)), names).items()}
     for some, total in _turns(names, resamples):
         rng = np.random.default_rng(seed)
@@ -266,7 +268,28 @@ def bootstrap(
 
 
 def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = NAMES[:1], seed: int = 0) -> list[Bootstrap]:
-    """Return the bootstrap of every sample of ``samples``, each with a seed of its own."""
+    """Return the bootstrap of every view, each with a seed of its own.
+
+    Parameters
+    ----------
+    predicted
+        Rows of predictions files of one study; test rows are drawn, by patient group.
+    names
+        Metrics; default: the headline.
+    seed
+        Of the first view.
+
+    Returns
+    -------
+    list of Bootstrap
+        ``folds`` (F, M) and ``draws`` (resamples, M) of each metric, for M models and F folds: what ``intervals``,
+        ``differences`` and ``ranking`` take.
+
+    Raises
+    ------
+    InputError
+        Models did not answer the same image x fold rows, or a metric is unknown.
+    """
     return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(samples(predicted, task))]
 
 
@@ -300,7 +323,9 @@ def flaw(draws: np.ndarray, stratum: np.ndarray) -> str:
     return "all resamples give the same value" if np.ptp(draws) <= SAME else ""
 
 
-def _bca(draws, value, jackknife, stratum, levels) -> tuple[np.ndarray, str]:
+def _bca(
+    draws: np.ndarray, value: float, jackknife: np.ndarray, stratum: np.ndarray, levels: np.ndarray
+) -> tuple[np.ndarray, str]:
     """Return the levels (2,) of the quantiles that correct for bias and skew, or why there are none."""
     below = ((draws < value - SAME).mean() + (draws <= value + SAME).mean()) / 2
     if np.isnan(jackknife).any():
@@ -359,11 +384,8 @@ def permutation(
 def _swapped(sample: Sample, swap: np.ndarray, pairs: Sequence, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the difference (b, P) of each metric after the groups marked in swap (b, G) changed sides."""
     a, b = np.array(pairs).T
-    found, classes, tallied = (
-        dict.fromkeys(names, 0.0),
-        list(sample.classes.values()),
-        [n for n in names if n != RANKED],
-    )
+    found: dict[str, Any] = dict.fromkeys(names, 0.0)  # numbers until the first fold is added
+    classes, tallied = list(sample.classes.values()), [n for n in names if n != RANKED]
     for part in sample.parts:
         tally = _sums(part, len(classes), names)
         marked, whole = np.tensordot(swap[:, part.groups], tally, 1), tally.sum(0)
@@ -439,12 +461,12 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def of_all(tell: Callable[..., pd.DataFrame], boots: Sequence[Bootstrap], **options) -> pd.DataFrame:
+def of_all(tell: Callable[..., pd.DataFrame], boots: Sequence[Bootstrap], **options: Any) -> pd.DataFrame:
     """Return the rows of ``intervals``, ``differences`` or ``ranking`` (``tell``) of several bootstraps."""
     return pd.concat([tell(boot, **options) for boot in boots], ignore_index=True)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return step-down adjusted p (n,) that hold the family-wise error (Holm 1979); NaN stays NaN, not counted."""
     p = np.asarray(p, float)
     adjusted, tested = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))

@@ -26,7 +26,19 @@ SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, a
 
 
 def register_cohort(source: Source) -> None:
-    """Add a cohort of your own to SOURCES, e.g. from an extension of a study; InputError if its name is taken."""
+    """Add a cohort of your own to SOURCES, e.g. from an extension of a study.
+
+    Parameters
+    ----------
+    source
+        Its facts; ``source.read`` returns one row per image with the columns of ``cohorts.source.COLUMNS``, and
+        ``source.counts`` are images, held to at every reading.
+
+    Raises
+    ------
+    InputError
+        The name is taken.
+    """
     if source.name in SOURCES:
         raise InputError(f"there is a cohort {source.name!r} already: expected a new name")
     SOURCES[source.name] = source
@@ -113,6 +125,11 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
         The folder with the label file, or one that holds such a folder. Default: ``<data>/<name>``.
     missing
         ``"error"``: every image must be there. ``"drop"``: those that are not are left out and counted in ``absent``.
+
+    Returns
+    -------
+    Cohort
+        ``frame`` has N rows, one per image, with COLUMNS and the columns of ``images.SCAN`` (sizes in pixels).
 
     Raises
     ------

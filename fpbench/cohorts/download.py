@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import filelock
 import yaml
@@ -55,7 +56,7 @@ FACTS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text())
 SPAIN, AFRICA = (Archive(**FACTS[name]["archive"]) for name in ("spain", "africa"))
 
 
-def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], None] | None = None) -> Path:
+def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], object] | None = None) -> Path:
     """Return the folder ``root/<archive.name>`` with the unpacked cohort; print licence and citation.
 
     The archive is kept in ``root`` and used again while its md5 is right. ``verify`` raises when the folder it is given is
@@ -80,7 +81,7 @@ def _occupied(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
-def _check_existing(destination: Path, verify: Callable[[Path], None] | None) -> None:
+def _check_existing(destination: Path, verify: Callable[[Path], object] | None) -> None:
     try:
         if verify is None:
             raise InputError("its content cannot be checked without `verify`")
@@ -94,7 +95,8 @@ def _ask_record(archive: Archive) -> Archive:
     try:
         record = transfer.persist(transfer.ask, archive.record).json()
         entry = next(entry for entry in record["files"] if entry["key"] == archive.file)
-        md5 = re.fullmatch("md5:([0-9a-f]{32})", entry["checksum"])[1]
+        found: Any = re.fullmatch("md5:([0-9a-f]{32})", entry["checksum"])
+        md5 = found[1]  # of None: a TypeError, caught here
         return replace(archive, md5=archive.md5 or md5, size=archive.size or int(entry["size"]))
     except (OSError, LookupError, TypeError, ValueError, StopIteration) as error:
         raise InputError(
@@ -106,6 +108,7 @@ def _ask_record(archive: Archive) -> Archive:
 
 def _download(archive: Archive, root: Path) -> Path:
     """Return the path of the verified archive in ``root``, transferred if it is not there."""
+    assert archive.md5 is not None and archive.size is not None  # `_ask_record` was asked
     path = root / archive.file
     if path.exists():
         if transfer.file_md5(path) == archive.md5.lower():
@@ -123,7 +126,7 @@ def extract(
     max_bytes: int = MAX_BYTES,
     max_members: int = MAX_MEMBERS,
     top: str = "",
-    verify: Callable[[Path], None] | None = None,
+    verify: Callable[[Path], object] | None = None,
 ) -> Path:
     """Unpack a zip or tar file into the new folder ``destination``: all of it, or nothing.
 
@@ -171,7 +174,8 @@ def _unpack(path: Path, folder: Path, budget: int, max_members: int, top: str) -
 
 def _plan(archive: Reader, budget: int, max_members: int, top: str) -> dict[str, tuple[int, Callable]]:
     """Return {relative name: (bytes, opener)} of the files to write, or refuse the archive."""
-    plan, seen = {}, {}  # seen: name as a careless file system compares it -> (name, is a file)
+    plan: dict[str, tuple[int, Callable]] = {}
+    seen: dict[str, tuple[str, bool]] = {}  # name as a careless file system compares it -> (name, is a file)
     for count, (name, size, is_file, opener) in enumerate(_entries(archive), start=1):
         budget -= size
         if size < 0 or budget < 0 or count > max_members:
@@ -191,14 +195,14 @@ def _plan(archive: Reader, budget: int, max_members: int, top: str) -> dict[str,
 
 def _entries(archive: Reader) -> Iterator[tuple[str, int, bool, Callable]]:
     """Yield name, bytes, is a file, opener of each entry; refuse what is neither a regular file nor a folder."""
-    is_zip = isinstance(archive, zipfile.ZipFile)
-    for info in archive.infolist() if is_zip else archive:
-        if is_zip:  # orig_filename: `filename` is cut at a NUL byte
+    opener: Callable = archive.open if isinstance(archive, zipfile.ZipFile) else archive.extractfile
+    for info in archive.infolist() if isinstance(archive, zipfile.ZipFile) else archive:
+        if isinstance(info, zipfile.ZipInfo):  # orig_filename: `filename` is cut at a NUL byte
             regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            entry = info.orig_filename, info.file_size, not info.is_dir(), partial(archive.open, info)
+            entry = info.orig_filename, info.file_size, not info.is_dir(), partial(opener, info)
         else:
             regular = (info.isreg() and not info.issparse()) or info.isdir()
-            entry = info.name, info.size, info.isreg(), partial(archive.extractfile, info)
+            entry = info.name, info.size, info.isreg(), partial(opener, info)
         if not regular:
             raise _Refused(f"{entry[0]!r} is a link or a device")
         yield entry

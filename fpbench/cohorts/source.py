@@ -15,7 +15,7 @@ import pandas as pd
 from fpbench.cohorts.download import FACTS, Archive
 from fpbench.errors import InputError, MissingError
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
 # of a cell: short, printable, no formula to a spreadsheet
@@ -52,11 +52,11 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
     """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns`` and plain cells."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
-            rows = filter(None, csv.reader(handle, delimiter=separator, strict=True))
-            if (found := [cell.strip() for cell in next(rows, [])]) != columns:
-                found = ascii(", ".join(found))[1:-1][:400]
-                raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {found}")
-            rows = list(rows)
+            lines = filter(None, csv.reader(handle, delimiter=separator, strict=True))
+            if (found := [cell.strip() for cell in next(lines, [])]) != columns:
+                shown = ascii(", ".join(found))[1:-1][:400]
+                raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {shown}")
+            rows = list(lines)
     except (UnicodeError, csv.Error) as error:
         bad = f"{path}: not a table separated by {separator!r} ({error})"
         raise InputError(f"{bad}: is it the file of the archive?") from None

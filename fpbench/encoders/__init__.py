@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -206,6 +206,11 @@ def load_encoder(
     options
         For the architecture.
 
+    Returns
+    -------
+    Encoder
+        On the CPU, in eval mode; ``embed`` gives (B, dim) float32.
+
     Raises
     ------
     InputError
@@ -292,7 +297,13 @@ def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ..
 
 
 def register_encoder(
-    name: str, build: Callable, geometry: Geometry, dim: int, mean=(0.0,) * 3, std=(1.0,) * 3, **facts
+    name: str,
+    build: Callable[..., "torch.nn.Module"],
+    geometry: Geometry,
+    dim: int,
+    mean: tuple[float, float, float] = (0.0,) * 3,
+    std: tuple[float, float, float] = (1.0,) * 3,
+    **facts: Any,
 ) -> None:
     """Add an encoder of your own: ``build()`` returns a torch module that maps (B, 3, S, S) to (B, dim).
 
@@ -311,7 +322,9 @@ def register_encoder(
         The name is taken.
     """
 
-    def adapter(name: str, size: int, pooling: str, mini: bool, **options):
+    def adapter(
+        name: str, size: int, pooling: str, mini: bool, **options: Any
+    ) -> "tuple[torch.nn.Module, tuple[Layout, ...]]":
         from fpbench.encoders.checkpoint import Layout
 
         return build(**options), (Layout(str),)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -79,14 +79,14 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _describe(content) -> str:
+def _describe(content: object) -> str:
     if not isinstance(content, dict):
         return f"an object of type {type(content).__name__}"
     others = [str(name) for name, value in content.items() if type(value).__name__ not in ("Tensor", "Parameter")]
     return f"other things too: {', '.join(others[:6])}" if others else "an empty one"
 
 
-def load(path: Path, mapped: bool = True):
+def load(path: Path, mapped: bool = True) -> Any:
     """Return what a file holds, by the readers that execute nothing; InputError if they cannot."""
     import torch
     from safetensors.torch import load_file
@@ -109,7 +109,7 @@ def load(path: Path, mapped: bool = True):
 class _Stub:
     """Stands for an object of some framework; takes whatever it is given and does nothing."""
 
-    def _nothing(self, *args, **kwargs) -> None:
+    def _nothing(self, *args: object, **kwargs: object) -> None:
         pass
 
     __init__ = __setstate__ = __setitem__ = append = extend = add = _nothing
@@ -118,7 +118,7 @@ class _Stub:
 class _Unpickler(pickle.Unpickler):
     """Knows tensors and tables; everything else becomes a stub; what could run a command is refused."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         """Return a class by its name, or a stub."""
         # protocol 2 writes Python 2's names: commands.getoutput, __builtin__.eval
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
@@ -156,7 +156,8 @@ def unfilled() -> AbstractContextManager:
     from torch.nn import Parameter
 
     steps = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_")  # what `torch.nn.init` does to a tensor
-    return patch.multiple(Parameter, **dict.fromkeys(steps, lambda own, *_, **__: own))
+    nothing: dict[str, Any] = dict.fromkeys(steps, lambda own, *_, **__: own)
+    return patch.multiple(Parameter, **nothing)
 
 
 def fill(

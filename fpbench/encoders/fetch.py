@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode, urljoin
 
-from fpbench.encoders.catalogue import Entry, find
+from fpbench.encoders.catalogue import Entry, Source, find
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths, transfer
 
@@ -22,7 +22,7 @@ QUOTA = re.compile("quota exceeded|too many users have viewed or downloaded", re
 
 def path_of(name: str) -> Path:
     """Return where the weights file of an encoder lies, or shall lie."""
-    return paths.weights() / name / _entry(name).source.file
+    return paths.weights() / name / _entry(name)[1].file
 
 
 def fetch(name: str) -> Path:
@@ -35,11 +35,11 @@ def fetch(name: str) -> Path:
     MissingError
         The address holds no such file.
     """
-    entry, path = _entry(name), path_of(name)
-    print(f"{name}: {entry.source.url}\n  licence: {entry.licence}; gated: {entry.gated}")
+    (entry, source), path = _entry(name), path_of(name)
+    print(f"{name}: {source.url}\n  licence: {entry.licence}; gated: {entry.gated}")
     with artifacts.lock(path):
         if not path.is_file():
-            revision = _transfer(entry, path)
+            revision = _transfer(name, source, path)
             try:
                 record(name, path, revision=revision)
             except InputError:
@@ -75,7 +75,7 @@ def locate(name: str, lock: Path | None = None) -> Path:
 
 def by_hand(name: str) -> str:
     """Return what to do where fetching is not possible."""
-    source = _entry(name).source
+    _, source = _entry(name)
     return f"By hand: open {source.url}, accept what it asks, and save {source.file} as {path_of(name)}"
 
 
@@ -84,13 +84,13 @@ def record(name: str, path: Path, lock: Path | None = None, revision: str = "") 
 
     A line of the lock holds file, size, sha256, licence, source, revision, pinned (time).
     """
-    entry, lock, found = _entry(name), _lock(lock), sha256(path)
+    (entry, source), lock, found = _entry(name), _lock(lock), sha256(path)
     with artifacts.lock(lock):
         compare(name, path, found, lock)
         pinned = _pinned(lock)
         if name not in pinned:
             line = {"file": path.name, "size": path.stat().st_size, "sha256": found, "licence": entry.licence}
-            line |= {"source": entry.source.url, "revision": revision or entry.source.revision}
+            line |= {"source": source.url, "revision": revision or source.revision}
             line["pinned"] = datetime.now(UTC).isoformat(timespec="seconds")
             artifacts.write_json(lock, {**pinned, name: line})
 
@@ -103,7 +103,7 @@ def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
     InputError
         The catalogue or the lock says another.
     """
-    source, lock = _entry(name).source, _lock(lock)
+    (_, source), lock = _entry(name), _lock(lock)
     known = source.sha256 if source.confirmed else ""
     expected = known or _pinned(lock).get(name, {}).get("sha256", "")
     origin = "published under this name" if known else f"pinned in {lock}" if expected else ""
@@ -139,19 +139,20 @@ def sha256(path: Path, full: bool = False, remember: bool = True) -> str:
     return found
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> tuple[Entry, Source]:
+    """Return an encoder of the catalogue, and where its weights are published."""
     entry, mini = find(name)
     if mini or entry.source is None:
         raise InputError(f"{name} has no published weights: use weights='random' or a file")
-    return entry
+    return entry, entry.source
 
 
-def _transfer(entry: Entry, path: Path) -> str:
+def _transfer(name: str, source: Source, path: Path) -> str:
     """Bring the file to ``path``; return the revision of a hub repository."""
-    source, address = entry.source, entry.source.address
+    address = source.address
     try:
         if source.kind == "hub":
-            return _from_hub(entry, path)
+            return _from_hub(name, source, path)
         if source.kind == "drive-folder":
             address = _in_folder(address, source.file)
         if source.kind != "url":
@@ -161,7 +162,7 @@ def _transfer(entry: Entry, path: Path) -> str:
             raise InputError(f"{address}: expected {source.size:,} bytes, the server has {size:,}")
         transfer.download(address, path, size)
     except (InputError, MissingError) as error:
-        raise type(error)(f"{entry.name}: {error}\n{by_hand(entry.name)}") from None
+        raise type(error)(f"{name}: {error}\n{by_hand(name)}") from None
     return ""
 
 
@@ -196,12 +197,12 @@ def _in_folder(folder: str, file: str) -> str:
     return found[0]
 
 
-def _from_hub(entry: Entry, path: Path) -> str:
+def _from_hub(name: str, source: Source, path: Path) -> str:
     """Fetch with huggingface_hub at the pinned revision; "main" is resolved first."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    source, revision = entry.source, _pinned(_lock()).get(entry.name, {}).get("revision")
+    revision = _pinned(_lock()).get(name, {}).get("revision")
     try:
         revision = revision or HfApi().model_info(source.address, revision=source.revision).sha
         hf_hub_download(source.address, source.file, revision=revision, local_dir=path.parent)
@@ -210,4 +211,4 @@ def _from_hub(entry: Entry, path: Path) -> str:
         raise InputError(f"{source.address} is gated: {how}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(f"{source.address}: {str(error).splitlines()[0]}") from None
-    return revision
+    return revision or ""

@@ -125,7 +125,8 @@ def cost(encoder: Encoder, batch_size: int, bf16: bool = False, seconds: float =
     batch = np.random.default_rng(0).integers(0, 256, (batch_size, size, size), np.uint8)
     encoder.embed(batch[:1], bf16)  # kernels are chosen and memory is laid out at the first call
     reset_peak(encoder)
-    before, rates, stop = peak(encoder), [], time.perf_counter() + seconds
+    rates: list[float] = []
+    before, stop = peak(encoder), time.perf_counter() + seconds
     while len(rates) < 3 or time.perf_counter() < stop:
         start = time.perf_counter()
         encoder.embed(batch, bf16)

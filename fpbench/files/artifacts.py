@@ -23,7 +23,7 @@ from filelock import FileLock
 from fpbench.errors import InputError
 
 
-def digest(value) -> str:
+def digest(value: object) -> str:
     """Return the SHA-256 (hex, 64 characters) of a JSON-like value; equal values give equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

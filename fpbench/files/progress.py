@@ -7,8 +7,10 @@ wrong with the file is ignored: it is never worth a job.
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,7 +18,7 @@ FILE = "FPBENCH_PROGRESS"
 EVERY = 2.0  # seconds
 
 
-def note(**facts) -> None:
+def note(**facts: object) -> None:
     """Write facts into the file of this job, beside those that are there, if it has one."""
     path = Path(os.environ.get(FILE) or os.devnull)
     with suppress(OSError, ValueError):
@@ -30,13 +32,13 @@ def note(**facts) -> None:
 class Progress(tqdm):
     """A bar that shows itself on terminals only and is noted; ``stage`` says more than its title."""
 
-    def __init__(self, iterable=None, **settings) -> None:
+    def __init__(self, iterable: Iterable | None = None, **settings: Any) -> None:
         super().__init__(iterable, disable=None, **settings)
         self.facts = {"title": settings["desc"], "total": settings["total"], "unit": settings["unit"]}
         self.stage, self.first, self.began, self.told = "", settings.get("initial", 0), time.monotonic(), 0.0
         self.done = self.first
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         """Yield the items, counting them."""
         with self:
             for item in self.iterable:

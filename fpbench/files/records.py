@@ -57,7 +57,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise InputError(f"{where}: expected a list, found {reprlib.repr(value)}")
         return [convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value)]
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return build(kind, value, where)
     if isinstance(value, int | float) and not abs(value) < 2**63:
         raise InputError(f"{where}: expected a number below 2^63, found another")

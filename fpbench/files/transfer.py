@@ -106,7 +106,7 @@ def _go_on(url: str, part: Path, size: int) -> None:
             part.unlink(missing_ok=True)
             raise requests.ConnectionError("the server did not go on where the transfer broke")
         response.raise_for_status()
-        announced = int(span[1] if resumed else response.headers.get("Content-Length", size))
+        announced = int(span[1] if resumed and span else response.headers.get("Content-Length", size))
         _save(response, part, have if resumed else 0, announced, size)
     if (have := _have(part, size)) < size:
         raise requests.ConnectionError(f"the transfer ended after {have:,} of {size:,} bytes")

@@ -63,8 +63,9 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
         return [wildcards.encoder] if "encoder" in dict(wildcards) else [spec.name for spec in study.encoders]
 
     def minutes(wildcards: Any) -> int:
-        seen = passes
-        if seen == "training":  # forwards and backwards, by all runs
+        if isinstance(passes, int):
+            seen = passes
+        else:  # forwards and backwards, by all runs
             seen = 4 * study.recipe.epochs * len(study.recipe.grid(wildcards.mode)) * study.folds
         operations = sum(_facts(study, name)[0] for name in names(wildcards)) * _images(study) * seen
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))

@@ -20,10 +20,13 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 ADDRESS = "FPBENCH_FORKSERVER"  # names the socket
 PAUSE = 0.2  # seconds between two looks at whether the others are alive
@@ -57,7 +60,7 @@ def listening(every: Sequence[str], later: Sequence[str]) -> Iterator[dict[str, 
             server.communicate()
 
 
-def _serve(number: str, every: str, later: str, _) -> None:
+def _serve(number: str, every: str, later: str, _: str) -> None:
     """Fork a job whenever a client asks, until the standard input ends."""
     listener, jobs, rest = socket.socket(fileno=int(number)), set(), later.split(",")
     _import(*every.split(","))
@@ -98,8 +101,6 @@ def _work(connection: socket.socket) -> int:
     """Do what a client asks, as it would itself; return the exit code."""
     from ipykernel.parentpoller import ParentPollerUnix
 
-    from fpbench import cli
-
     _, streams, *_ = socket.recv_fds(connection, 1, 3)
     asked = json.loads(connection.makefile().readline())
     for number, stream in enumerate(streams):
@@ -115,7 +116,7 @@ def _work(connection: socket.socket) -> int:
         thread.start()
     connection.sendall(f"{os.getpid()}\n".encode())
     try:
-        cli.main()
+        _command()()
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -124,6 +125,12 @@ def _work(connection: socket.socket) -> int:
         return 1
     finally:
         sys.stdout.flush()
+
+
+def _command() -> Callable[[], object]:
+    """Return what the console script does whose name and arguments stand in ``sys.argv``."""
+    (script,) = entry_points(group="console_scripts", name=sys.argv[0])
+    return script.load()
 
 
 def _settle(asked: dict) -> None:
@@ -159,13 +166,14 @@ def _prepare_kernel(connection: socket.socket) -> None:
     os.close(ours)
     os.setpgid(pid, pid)  # whoever is first: Jupyter kills by group, and it must not be ours
 
-    def launch(command: list[str], cwd: str | None = None, env: dict | None = None, **_) -> Kernel:
+    def launch(command: list[str], cwd: str | None = None, env: dict | None = None, **_: Any) -> Kernel:
         asked = {"arguments": command[3:], "folder": cwd or os.getcwd(), "environment": env or dict(os.environ)}
         with open(theirs, "w") as pipe:
             pipe.write(json.dumps(asked) + "\n")
         return Kernel(pid)
 
-    local_provisioner.launch_kernel = launch
+    provisioner: Any = local_provisioner  # its own returns a Popen
+    provisioner.launch_kernel = launch
 
 
 def _be_kernel(asked: dict) -> None:
@@ -187,7 +195,8 @@ class Kernel:
     stdin = stdout = stderr = None
 
     def __init__(self, pid: int) -> None:
-        self.pid, self.returncode = pid, None
+        self.pid = pid
+        self.returncode: int | None = None
 
     def poll(self, options: int = os.WNOHANG) -> int | None:
         """Return its exit code, minus the number if a signal has ended it; None while it lives."""
@@ -226,10 +235,8 @@ def main() -> None:
 def _alone(parent: int) -> None:
     from ipykernel.parentpoller import ParentPollerUnix
 
-    from fpbench import cli
-
     ParentPollerUnix(parent).start()
-    cli.main()
+    _command()()
 
 
 def _ask(connection: socket.socket, parent: int) -> int:
@@ -248,8 +255,12 @@ def _ask(connection: socket.socket, parent: int) -> int:
             if code:
                 return code[0]
             for number in (signal.SIGTERM, signal.SIGINT) if told else ():
-                signal.signal(number, lambda number, _, pid=int(pid): os.kill(pid, number))
+                signal.signal(number, partial(_pass_on, int(pid)))
     return 1
+
+
+def _pass_on(pid: int, number: int, _frame: object) -> None:
+    os.kill(pid, number)
 
 
 if __name__ == "__main__":

@@ -122,8 +122,9 @@ def call(row: dict, folder: Path, study: str, wildcards: dict[str, str]) -> list
 
 def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
     """Return the jobs of a study by name, each after those it needs; the analysis needs none that is missing (default: the study's)."""
-    missing, found = results.missing(study) if missing is None else missing, {}
-    groups = {"analysis": {"code of the analysis": _analysis()}, "missing": {"missing results": missing}}
+    missing = results.missing(study) if missing is None else missing
+    found: dict[str, Job] = {}
+    groups: dict[str, dict] = {"analysis": {"code of the analysis": _analysis()}, "missing": {"missing results": missing}}
     probed = {name: why for name, why in missing.items() if name.endswith("/probing")}
     groups |= {"missing probing": {"missing results": probed}} | key_parts(study)
     for row in rows():
@@ -174,7 +175,8 @@ def announce(study: Study, plan: dict[str, Job] | None = None) -> dict[str, dict
     """
     if plan is None and (known := os.environ.get(PLAN)):
         return artifacts.read_json(Path(known))
-    told, plan = {}, plan or jobs(study)
+    told: dict[str, dict] = {}
+    plan = plan or jobs(study)
     for name, job in plan.items():
         needs = [str(plan[need].output) for need in job.needs]
         told[name] = {"key": artifacts.digest(job.parts)[:16], "needs": needs}

@@ -17,7 +17,7 @@ def key_parts(study: Study) -> dict[str, dict]:
 
     A weights file that cannot be read is a part that says so: it is the matter of its own encoder's jobs.
     """
-    loaded = {"cohort": {}, "encoder": {}, "probe": {}}  # extensions, by what they register
+    loaded: dict[str, dict[str, str]] = {"cohort": {}, "encoder": {}, "probe": {}}  # extensions, by what they register
     for file in study.extensions:
         text = paths.expand(file).read_text()
         for kind in [kind for kind in loaded if f"register_{kind}" in text] or loaded:

@@ -39,7 +39,7 @@ COMPUTING_TOO = (
 )
 GRACE = 600  # seconds for a kernel to save its checkpoint; a scheduler's own patience is shorter
 # jsonschema would compile a grammar of web addresses: 2 s for nothing
-sys.modules.setdefault("rfc3987_syntax", None)
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # None: it cannot be imported
 
 
 def execute(source: Path, output: Path, parameters: dict) -> None:
@@ -96,7 +96,7 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         papermill.execute_notebook(*places, parameters, config=config, **settings)
 
 
-def pass_on(number: int, _frame) -> None:
+def pass_on(number: int, _frame: object) -> None:
     """End the kernel by SIGTERM, wait for it, and exit."""
     for kernel in (kernels := psutil.Process().children()):
         kernel.terminate()

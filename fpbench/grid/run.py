@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from fpbench import results
 from fpbench.errors import InputError
@@ -39,7 +40,13 @@ def alone(folder: Path) -> Iterator[int]:
 
 
 def run(
-    study: Study, asked: str, workers: int, only: Sequence[str] = (), dry: bool = False, why: bool = False, extra=()
+    study: Study,
+    asked: str,
+    workers: int,
+    only: Sequence[str] = (),
+    dry: bool = False,
+    why: bool = False,
+    extra: Sequence[str] = (),
 ) -> int:
     """Run the jobs of a study that are not current (``only``: those of some encoders, and what they need); return the exit code.
 
@@ -75,7 +82,7 @@ def run(
     command += ["--rerun-incomplete", "--keep-going", "--nolock"]
     here = not dry and str(paths.home() / "profiles" / "local") in extra
     with nullcontext() if dry else alone(study.folder) as handle, _forks() if here else nullcontext({}) as forks:
-        given = {"forks": forks, "pass_fds": [handle] if handle else []}
+        given: dict[str, Any] = {"forks": forks, "pass_fds": [handle] if handle else []}
         plan, missing = jobs(study, None if only else {}), results.missing_file(study)
         command += (extra := _outputs(plan, extra))
         if not (dry or only):
@@ -91,9 +98,9 @@ def run(
         _snakemake(study, command, plan, wanted, ["--quiet", "rules"], **given)
         left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
         for job in left if not only else []:
-            after = [f"after {need}: {why}" for need in job.needs if (why := plan[need].failure())]
-            if why := job.failure() or "".join(after):
-                gone[job.result] = why
+            after = [f"after {need}: {late}" for need in job.needs if (late := plan[need].failure())]
+            if reason := job.failure() or "".join(after):
+                gone[job.result] = reason
         some = any(f"{spec.name}/probing" not in gone for spec in study.encoders)
         named = any(str(job.output) in extra for job in plan.values())  # then these are all that runs
         ready = some and not named and all(job.result in gone for job in left)
@@ -151,8 +158,8 @@ def _snakemake(
     wanted: set[str],
     more: list[str],
     forks: dict[str, str] | None = None,
-    **options,
-):
+    **options: Any,
+) -> subprocess.CompletedProcess:
     """Let Snakemake make what is wanted; it is told which files that are there are not current."""
     announce(study, plan)
     forced = [str(plan[name].output) for name in stale(plan) if name in wanted and plan[name].output.exists()]

@@ -25,7 +25,8 @@ def status(study: Study) -> str:
         lines.append(f"running  {name}  {what}; {where}")
     for name, why in failed.items():
         lines += [f"failed   {name}  {why}", f"         {plan[name].path('notebooks', '.ipynb')}"]
-    took, left, now = {}, 0.0, time.time()  # seconds of finished jobs, by kind
+    took: dict[str, list[float]] = {}  # seconds of finished jobs, by kind
+    left, now = 0.0, time.time()
     for name, job in plan.items():
         took.setdefault(name.partition(".")[0], []).extend([job.record["seconds"]] if job.record else [])
     for name in [*waiting, *told]:

@@ -4,9 +4,10 @@ Importing this module applies the style. ``save`` writes PNG (300 dpi) and PDF w
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,7 +40,7 @@ COLOURS = {  # Okabe and Ito's palette
 OTHERS = ("#332288", "#117733", "#882255", "#44AA99", "#AA4499", "#DDCC77")
 
 
-def colours(encoders) -> dict[str, str]:
+def colours(encoders: Iterable[str]) -> dict[str, str]:
     """Return one colour per encoder, in the order of the paper: fixed for its seven and their miniatures, then others."""
     places, others = {name: place for place, name in enumerate(COLOURS)}, cycle(OTHERS)
     names = sorted(set(encoders), key=lambda name: (places.get(name.removesuffix(MINI), len(places)), name))
@@ -53,9 +54,8 @@ def blank(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
 
 
 def folded(title: str) -> str:
-    """Return the title of a view in lines that fit above a panel: what comes before the first comma stands alone."""
-    first, _, rest = title.partition(", ")
-    return "\n".join([first, *textwrap.wrap(rest, 28, break_long_words=False)])
+    """Return the title of a view in lines that fit above a panel: population, label space, the rest."""
+    return "\n".join(line for part in title.split(", ", 2) for line in textwrap.wrap(part, 20, break_long_words=False))
 
 
 def save(figure: Figure, study: Study, name: str) -> None:
@@ -67,7 +67,7 @@ def save(figure: Figure, study: Study, name: str) -> None:
     with plt.rc_context({"figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
         box, stamp = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"]), results.stamp(study)
-        formats = {  # less compression is half the time and a tenth more bytes
+        formats: dict[str, dict] = {  # less compression is half the time and a tenth more bytes
             "png": {"metadata": {"Software": None, "Description": stamp}, "pil_kwargs": {"compress_level": 3}},
             "pdf": {"metadata": {"CreationDate": None, "Subject": stamp}},
         }
@@ -166,7 +166,8 @@ def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
     """Draw how far the weights of every layer moved, one line per fold; columns fold, layer, change."""
     sns.lineplot(layers, x="layer", y="change", hue="fold", palette="colorblind", marker="o", ms=4, ax=ax)
     ax.set(xlabel="layer, from the picture to the head", ylabel="relative change of the weights", ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = ax.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     return ax
 
 

@@ -1,6 +1,7 @@
 """Tables as people read them: a tidy frame of scores in, CSV, Markdown, LaTeX and HTML out."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -10,15 +11,30 @@ from fpbench.files import artifacts
 from fpbench.protocols import PROTOCOLS, titles
 from fpbench.study import Study
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 def table1(
     scores: pd.DataFrame, intervals: pd.DataFrame | None = None, missing: dict[str, str] | None = None
 ) -> pd.DataFrame:
     """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
 
-    A cell is ``mean [95 % interval by patient group] ± SD over folds``; ``intervals`` are those of ``statistics.intervals``, one
-    method. Without them, the interval is left out; where the data carry none, it is ``[none]``. ``missing`` results
-    (``results.missing``) have a row each, with the reason.
+    A cell is ``mean [95 % interval by patient group] ± SD over folds`` of macro F1, images as published.
+
+    Parameters
+    ----------
+    scores
+        Of ``scoring.evaluate``: one row per model, view, fold and metric.
+    intervals
+        Of ``statistics.intervals``, one method. Without them the interval is left out; where the data carry none, it is ``[none]``.
+    missing
+        ``results.missing``: a row each, with the reason.
+
+    Raises
+    ------
+    KeyError
+        A protocol of the scores is not registered.
     """
     summary, order = overview(scores, intervals), list(PROTOCOLS)
     summary["text"] = summary["mean"].map("{:.3f}".format)
@@ -37,8 +53,8 @@ def table1(
     table = table.rename(index=titles(), level="protocol").rename_axis(columns=None)
     public = verdicts(scores).set_index([*MODEL, "population"])
     for population in dict.fromkeys(summary["population"]):
-        cells = [public.loc[(*key, population)] if (*key, population) in public.index else None for key in table.index]
-        texts = ["not public" if cell is None else f"{cell['paper']:.4f}, {cell['verdict']}" for cell in cells]
+        known = [public.loc[(*key, population)] if (*key, population) in public.index else None for key in table.index]
+        texts = ["not public" if cell is None else f"{cell['paper']:.4f}, {cell['verdict']}" for cell in known]
         table[f"{population.capitalize()}, paper"] = texts
     return table.reset_index()
 
@@ -76,7 +92,7 @@ def by_encoder(rows: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame([{"encoder": name, **row} for name, row in rows.items()])
 
 
-def by_item(settings) -> pd.DataFrame:
+def by_item(settings: "DataclassInstance") -> pd.DataFrame:
     """Return the fields of a dataclass, one row each; those of a dataclass within it are named with a dot."""
     flat = pd.json_normalize(asdict(settings)).iloc[0]
     return flat.map(str).rename_axis("setting").reset_index(name="value")

@@ -5,11 +5,15 @@ numbered in the order of the network, whatever the library that built it.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fpbench.errors import InputError
 from fpbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fpbench.training.finetuning import Classifier
 
 BLOCK = re.compile(r"^(?:.*\.)?(?:blocks|layers|layer\d*|stages?\d*)\.\d+(?=\.)")
 POSITIONS = ("pos_embed", "cls_token", "reg_token", "rel_pos", "relative_position_bias_table", "position_embeddings")
@@ -23,7 +27,8 @@ def is_transformer(body: nn.Module) -> bool:
 
 def layers(body: nn.Module) -> dict[str, int]:
     """Return the layer of every parameter: 0 before the first block, then one per block, then one for what stands behind."""
-    found, blocks = {}, {}
+    found: dict[str, float] = {}
+    blocks: dict[str, int] = {}
     for name, _ in body.named_parameters():
         if match := BLOCK.match(name):
             found[name] = blocks.setdefault(match[0], len(blocks) + 1)
@@ -32,7 +37,7 @@ def layers(body: nn.Module) -> dict[str, int]:
     return {name: min(layer, len(blocks) + 1) for name, layer in found.items()}
 
 
-def rate_groups(model: nn.Module, recipe: Recipe, rate: float) -> list[dict]:
+def rate_groups(model: "Classifier", recipe: Recipe, rate: float) -> list[dict]:
     """Return parameter groups for AdamW, each with its ``base`` learning rate and weight decay.
 
     The head gets ``rate * head_factor``; block i of n gets ``rate * layer_decay ** (n + 1 - i)`` if the network is a
@@ -63,6 +68,7 @@ class DropPath(nn.Module):
         """Return x, in training with the branch of some samples set to zero and the others scaled up."""
         if not self.training or self.rate == 0:
             return x
+        assert self.coins is not None
         keep = (self.coins[:, self.place] >= self.rate).to(x) / (1 - self.rate)
         return x * keep.view(-1, *[1] * (x.ndim - 1))
 
@@ -79,10 +85,10 @@ def drop_paths(body: nn.Module, rate: float) -> list[DropPath]:
 
 def keep_less(body: nn.Module) -> None:
     """Have activations computed twice rather than kept; InputError where the network cannot."""
-    switches = [m for m in body.modules() if hasattr(m, "set_grad_checkpointing")]
+    switches = [switch for m in body.modules() if (switch := getattr(m, "set_grad_checkpointing", None))]
     if not switches:
         raise InputError("checkpointing: this network has no such switch: leave it out of the study")
-    switches[0].set_grad_checkpointing(True)
+    switches[0](True)
 
 
 def add_lora(body: nn.Module, recipe: Recipe) -> None:
@@ -103,7 +109,12 @@ def add_lora(body: nn.Module, recipe: Recipe) -> None:
     targets = [name for name in linear if name.rsplit(".", 1)[-1] not in QUERIES]
     if not is_transformer(body) or not targets:
         raise InputError("LoRA: expected a transformer with linear layers in its blocks, found none: use mode full")
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=targets)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # peft declares a whole number, and only divides
+        lora_dropout=recipe.dropout,
+        target_modules=targets,
+    )
     inject_adapter_in_model(config, body)
     for name, tensor in body.named_parameters():
         tensor.requires_grad_("lora_" in name)
@@ -112,8 +123,9 @@ def add_lora(body: nn.Module, recipe: Recipe) -> None:
 def movement(before: nn.Module, after: nn.Module) -> dict[int, float]:
     """Return how far the weights of each layer moved: the norm of the change over the norm before, additions of LoRA counted."""
     for module in after.modules():
-        if hasattr(module, "merge") and not module.merged:
-            module.merge()
+        merge = getattr(module, "merge", None)
+        if merge is not None and not module.merged:
+            merge()
     moved = {name.replace(".base_layer", ""): tensor for name, tensor in after.named_parameters()}
     squares: dict[int, list[float]] = {}
     depth = layers(before)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,7 @@ def open_bench(
     return Bench(study, study.the_task, encoder, model, splits, home, external, embedded, about, key)
 
 
-def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run) -> pd.DataFrame:
+def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run: Any) -> pd.DataFrame:
     """Return the rows of a predictions file: validation, test, and all of the external cohorts; ``run`` replaces its columns."""
     train = bench.home.frame.iloc[fold.train]
     run = {

@@ -7,12 +7,14 @@ encoder are solved as one batch; the strength is chosen on the fold's validation
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fpbench import predictions, recipe, results
+from fpbench.cohorts import Cohort
 from fpbench.files import artifacts
 from fpbench.splits import Fold
 from fpbench.training.bench import Bench, answered, write
@@ -34,6 +36,12 @@ def draw(bench: Bench, fold: Fold, size: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
+def _note(shown: list[tuple[Cohort, np.ndarray]], classes: int, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+    """Add a cohort and its rows to what is ``shown``; return answers (n, K) that will be replaced."""
+    shown.append((cohort, rows))
+    return np.zeros((len(rows), classes))
+
+
 def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Path]:
     """Write one predictions file per fold: protocol ``k per class``, the number of the draw in the column seed."""
     started, key = time.perf_counter(), artifacts.digest([bench.key, "efficiency", VERSION, list(sizes), draws])
@@ -45,10 +53,8 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
     paths = logistic.fit_paths(bench.features, bench.labels, different, bench.classes, STRENGTHS) if different else []
     fitted = {mine.tobytes(): path for mine, path in zip(different, paths, strict=True)}
     for fold in todo:
-        shown = []  # (cohort, its rows) of a table; it differs from draw to draw in what is replaced below
-        table = answered(
-            bench, "", fold, lambda c, at, to=shown: to.append((c, at)) or np.zeros((len(at), bench.classes))
-        )
+        shown: list[tuple[Cohort, np.ndarray]] = []  # of a table; it differs from draw to draw in what is replaced below
+        table = answered(bench, "", fold, partial(_note, shown, bench.classes))
         tables = []
         for size, seed in cells:
             mine = train[fold.number, size, seed]

@@ -60,14 +60,14 @@ def embed_cohort(
     shards = folder / f"{artifacts.digest(key)[:32]}.shards"
 
     def build(path: Path) -> None:
-        pictures, rows, values = cohort.array(encoder.geometry), batch_size * SHARD, []
+        pictures, rows, parts = cohort.array(encoder.geometry), batch_size * SHARD, []
         with Progress(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image") as progress:
             for start in range(0, len(pictures), rows):
                 bounds = (start, min(start + rows, len(pictures)))
                 shard = partial(_shard, encoder, pictures[slice(*bounds)], batch_size, bf16, mask)
-                values.append(artifacts.cached_array(shards, {"rows": bounds}, shard))
-                progress.update(len(values[-1]))
-        values = np.concatenate(values)
+                parts.append(artifacts.cached_array(shards, {"rows": bounds}, shard))
+                progress.update(len(parts[-1]))
+        values = np.concatenate(parts)
         if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
             name = cohort.frame["image_id"].iat[bad[0]]
             raise InputError(f"{encoder.name}: the embedding of {name} is not finite: are the weights whole?")

@@ -348,8 +348,8 @@ class Plan:
 
     def batches(self, size: int) -> "list[Plan]":
         """Return the plan cut into pieces."""
-        cuts = range(0, len(self.rows), size)
-        return [Plan(*(x[start : start + size] for x in (self.rows, self.changes, self.coins))) for start in cuts]
+        cuts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
+        return [Plan(self.rows[cut], self.changes[cut], self.coins[cut]) for cut in cuts]
 
 
 def predict(model: Classifier, pictures: Pictures, rows: np.ndarray) -> np.ndarray:
@@ -368,7 +368,7 @@ def validate(logits: np.ndarray, part: Part) -> dict[str, float]:
     return {name: found[name] for name in ("macro F1", "NLL")}
 
 
-def set_rates(optimiser, recipe: Recipe, done: float) -> None:
+def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, done: float) -> None:
     """Set the learning rates of the step that ends when the share ``done`` of all steps is done: linear rise, then cosine."""
     rising = done / recipe.warmup if done < recipe.warmup else 1.0
     falling = 0.5 * (1 + math.cos(math.pi * max(0.0, done - recipe.warmup) / (1 - recipe.warmup)))
@@ -419,7 +419,7 @@ def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     return torch.tensor(inverse / inverse[counts > 0].mean(), dtype=torch.float32)
 
 
-def number(*parts) -> int:
+def number(*parts: object) -> int:
     """Return a seed from some numbers and words."""
     return int(artifacts.digest(parts)[:15], 16)
 
@@ -434,12 +434,12 @@ class interruptible:
             self.before = {one: signal.signal(one, self._note) for one in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give them back."""
         for one, handler in self.before.items():
             signal.signal(one, handler)
 
-    def _note(self, number: int, _frame) -> None:
+    def _note(self, number: int, _frame: object) -> None:
         self.asked = number
 
     def obey(self) -> None:

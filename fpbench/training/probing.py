@@ -65,7 +65,13 @@ def register_probe(name: str, title: str, fit: Fit) -> None:
         In the study and in file names; in tables.
     fit
         Returns, for every fold, a function from embeddings to logits, and what was chosen, for the sidecar (``name`` and
-        ``strength`` at least). It may use the fold's training and validation rows.
+        ``strength`` at least). It may use the fold's training and validation rows. Embeddings are (n, D) float32, logits
+        (n, K) in the order of the task's classes.
+
+    Raises
+    ------
+    InputError
+        There is a protocol of that name.
     """
     if name in PROTOCOLS:
         raise InputError(f"there is a protocol {name!r} already: expected a new name")

@@ -136,8 +136,8 @@ def _source(real: Source, kind: str, entries: list[Entry]) -> Source:
     """Return the phantom of a real cohort: the same reader and population, its own name, counts and label."""
     drawn = replace(real, name=f"phantom-{real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom")
     drawn = replace(drawn, licence="Apache-2.0", citation="Drawn by fpbench; no person was scanned.", archive=None)
-    steps = {"prepare": partial(ensure, kind=kind), "prepared": partial(is_drawn, kind=kind)}
-    return replace(drawn, counts=counts(entries), csv_sha256="", **steps)
+    prepare, prepared = partial(ensure, kind=kind), partial(is_drawn, kind=kind)
+    return replace(drawn, counts=counts(entries), csv_sha256="", prepare=prepare, prepared=prepared)
 
 
 SOURCES = (

@@ -6,9 +6,9 @@ middle of the upper edge. Brightness is a log-compressed echo: 0 is black, 1 is 
 below 0.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,7 +32,7 @@ class Frame(NamedTuple):
         c, s = float(np.cos(turn)) / size, float(np.sin(turn)) / size
         return Frame(du * c + dw * s, dw * c - du * s, self.size * size)
 
-    def oval(self, u: float, w: float, a: float, b: float, bumps: Iterable[float] = ()) -> np.ndarray:
+    def oval(self, u: float, w: float, a: float, b: float, bumps: Sequence[float] | np.ndarray = ()) -> np.ndarray:
         """Return the distance to an oval in image heights, negative inside; ``bumps`` deform it."""
         x, y = (self.u - float(u)) / float(a), (self.w - float(w)) / float(b)
         q = np.hypot(x, y)
@@ -74,7 +74,9 @@ class View:
         self.level += cover * (level - self.level)
         return cover
 
-    def wall(self, d: np.ndarray, level: float, width: float = 0.008, facing: float = 0.0, loss: float = 0.0) -> None:
+    def wall(
+        self, d: np.ndarray, level: float, width: float | np.ndarray = 0.008, facing: float = 0.0, loss: float = 0.0
+    ) -> None:
         """Paint a reflector where ``d`` is near 0: dim where it does not face the beam, shadows behind it."""
         line = np.exp(-np.minimum((d / width) ** 2, 30)).astype(np.float32)
         if facing:
@@ -100,7 +102,7 @@ class View:
     def develop(self, g: np.random.Generator) -> np.ndarray:
         """Return the picture, uint8 of shape (height, width): loss, speckle, display curve, scan conversion."""
         s, (width, height) = self.setting, self.setting.size
-        beam = {"ksize": (0, 0), "sigmaX": s.beam[1], "sigmaY": s.beam[0]}
+        beam: dict[str, Any] = {"ksize": (0, 0), "sigmaX": s.beam[1], "sigmaY": s.beam[0]}
         noise = g.standard_normal((2, DEPTHS, BEAMS), np.float32)
         speckle = np.hypot(cv2.GaussianBlur(noise[0], **beam), cv2.GaussianBlur(noise[1], **beam))
         speckle /= np.sqrt(np.mean(speckle**2))

@@ -58,8 +58,8 @@ def _mark_centre(draw: ImageDraw, w: int, v: View, style: str) -> None:
         for end in ends:
             _cross(draw, *end)
     elif style == "tags":
-        for pair in (ends[:2], ends[2:]):
-            draw.point([tuple(point) for point in np.linspace(*pair, 30)], 190)
+        for start, end in (ends[:2], ends[2:]):
+            draw.point([tuple(point) for point in np.linspace(start, end, 30)], 190)
         _text(draw, max(ends[0][0] - 20, 8), ends[0][1], "GA1", 180)
     elif style == "logo":
         draw.rectangle((w * 0.18, 3, w * 0.18 + 10, 12), 190)

@@ -14,7 +14,7 @@ The tables are in `tables.yaml`.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -65,7 +65,8 @@ class Plane(NamedTuple):
 
 def _setting(facts: dict) -> Setting:
     """Return a setting of the tables."""
-    return Setting(**{field: tuple(value) if isinstance(value, list) else value for field, value in facts.items()})
+    given: dict[str, Any] = {field: tuple(value) if isinstance(value, list) else value for field, value in facts.items()}
+    return Setting(**given)
 
 
 TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text())
@@ -75,6 +76,6 @@ MACHINES = {name: _setting(facts) for name, facts in TABLES["machines"].items()}
 CENTRES = {name: Centre(**facts | {"setting": _setting(facts["setting"])}) for name, facts in TABLES["centres"].items()}
 
 
-def rng(*key) -> np.random.Generator:
+def rng(*key: object) -> np.random.Generator:
     """Return the random numbers of a key, the same on every machine."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "big"))

@@ -48,7 +48,8 @@ def _spanish_patient(seed: int, n: int) -> Iterator[Entry]:
     if s10 and not train:
         machine, operator = "Voluson S10", "Other"
     copied = letters[0] not in "tv" and rng(seed, "spain", n, "copy").random() < 0.3
-    numbers, first = [PLANES[letter].number for letter in letters], {}
+    numbers = [PLANES[letter].number for letter in letters]
+    first: dict[str, str] = {}
     for i, letter in enumerate(letters):
         plane, index = PLANES[letter], letters[:i].count(letter)
         k, of = (numbers[:end].count(plane.number) for end in (i + 1, None))
@@ -70,7 +71,8 @@ def africa_entries(
         raise InputError(f"unknown causes {sorted(unknown)}: expected some of {sorted(CAUSES)}")
     entries = []
     for centre, here in CENTRES.items():
-        number, paths = here.first, {}
+        number = here.first
+        paths: dict[tuple[int, str] | None, str] = {}
         originals = {(twin, k): (one, k) for one, twin, planes in here.copies for k in planes}
         for i in range(patients):
             number += int(rng(seed, "africa", centre, i, "gap").integers(1, 4)) if i else 0
@@ -92,7 +94,7 @@ def _african_patient(seed: int, centre: str, i: int, number: int, causes: frozen
         plane = PLANES[letter]
         name = f"patient{number:03d}_{here.iso}_plane{('abdomen', 'brain', 'femur', 'thorax').index(plane.name)}"
         row = (number, plane.spain, i % 2, centre, name)
-        facts = {"official_split": "train" if i % 2 else "test", "plane": plane.name, "centre": centre}
+        facts: dict[str, str | None] = {"official_split": "train" if i % 2 else "test", "plane": plane.name, "centre": centre}
         recipe = (letter, setting, (seed, "africa", centre, number), 0)
         tints = () if centre != "Egypt" else (1.0, 1.0, 1.0) if i or k else (1.0, 0.86, 0.62)  # one is truly coloured
         yield Entry(f"{centre}/{name}.png", row, f"{centre}/{number}", facts, recipe, tints=tints)
@@ -109,5 +111,5 @@ def counts(entries: list[Entry]) -> dict[str, dict[str, int]]:
     """Return column -> value -> images, and "total" -> images, patients: the form of ``Source.counts``."""
     found = {"total": {"images": len(entries), "patients": len({entry.patient for entry in entries})}}
     for column in entries[0].facts:
-        found[column] = dict(Counter(e.facts[column] for e in entries if e.facts[column] is not None).most_common())
+        found[column] = dict(Counter(v for e in entries if (v := e.facts[column]) is not None).most_common())
     return found

@@ -1,9 +1,10 @@
 """Any image model of transformers: ``hf:NAME``, a repository of the hub or a folder that ``save_pretrained`` wrote."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
@@ -56,12 +57,14 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
     return Plan(module, (), dim, geometry, mean, std, pooling, hub=hub, ignored=left_out)
 
 
-def _model(architecture: str, config, weights: str, pooling: str, ignore: tuple) -> tuple[nn.Module, tuple[str, ...]]:
+def _model(
+    architecture: str, config: PreTrainedConfig, weights: str, pooling: str, ignore: tuple[str, ...]
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model, and what of its file was left out."""
     model = AutoModel.from_config(config)
     if weights == "random":
         return model, ()
-    how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    how: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
     if weights == "hub":
         model, info = AutoModel.from_pretrained(architecture, config=config, **how)
     else:
@@ -82,6 +85,5 @@ def _geometry(facts: dict) -> Geometry:
     if isinstance(size, dict) and "shortest_edge" not in size:
         return Geometry("squash", size["height"], interpolation)
     short = size["shortest_edge"] if isinstance(size, dict) else size
-    side = crop["height"] if isinstance(crop, dict) else crop
-    side = side if crop and facts.get("do_center_crop", True) else short
+    side = (crop["height"] if isinstance(crop, dict) else crop) if crop and facts.get("do_center_crop", True) else short
     return Geometry("resize_crop", side, interpolation, side / short)

@@ -6,6 +6,8 @@ Maps are (B, H, W, C). The authors' GPL code was not used.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from fpbench.encoders.adapters.tower import Mean, Tower
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 
-MINI = {"stem": 8, "dims": (8, 16, 32, 48), "depths": (1, 1, 1, 2), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}  # fmt: skip
+MINI: dict[str, Any] = {"stem": 8, "dims": (8, 16, 32, 48), "depths": (1, 1, 1, 2), "heads": (2, 2, 2, 4), "stripes": (1, 2, 2, 2), "side": 16}  # fmt: skip
 
 
 class Stripes(nn.Module):
@@ -32,7 +34,8 @@ class Stripes(nn.Module):
         parts = (x.view(*grid, self.heads, -1).permute(0, 1, 3, 5, 2, 4, 6) for x in (q, k, v))
         images = v.view(*grid, dim).permute(0, 1, 3, 5, 2, 4).reshape(-1, dim, *self.window)
         local = self.get_v(images).flatten(2).transpose(1, 2)
-        out = nn.functional.scaled_dot_product_attention(*(x.flatten(4, 5).flatten(0, 2) for x in parts))
+        q, k, v = (x.flatten(4, 5).flatten(0, 2) for x in parts)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
         out = (out.transpose(1, 2).flatten(2) + local).view(batch, rows, columns, *self.window, dim)
         return out.transpose(2, 3).reshape(batch, height, width, dim)
 
@@ -72,7 +75,15 @@ class Merge(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, S, S) in [0, 1] to the last stage's map (B, S/32, S/32, C), not normalised."""
 
-    def __init__(self, stem=32, dims=(64, 128, 256, 512), depths=(2, 4, 32, 2), heads=(2, 4, 8, 16), stripes=(1, 2, 7, 7), side=56) -> None:  # fmt: skip
+    def __init__(
+        self,
+        stem: int = 32,
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 4, 32, 2),
+        heads: Sequence[int] = (2, 4, 8, 16),
+        stripes: Sequence[int] = (1, 2, 7, 7),
+        side: int = 56,
+    ) -> None:
         super().__init__()
         first, second, sharpen = nn.Conv2d(3, stem, 3, 2, 1), nn.Conv2d(stem, stem, 3, 1, 1), nn.InstanceNorm2d(stem)
         self.stage0_conv_embed = nn.Sequential(first, sharpen, nn.LeakyReLU(0.01), second, sharpen, nn.LeakyReLU(0.01))

@@ -23,10 +23,10 @@ class Tower(nn.Module):
 
 def grid(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the last features that lie on a grid, (B, h, w, C), of any module; None if it does not show them."""
-    if hasattr(module, "features"):
-        found = module.features(x)
-    elif hasattr(module, "forward_features"):
-        found = module.forward_features(x)
+    if (features := getattr(module, "features", None)) is not None:
+        found = features(x)
+    elif (features := getattr(module, "forward_features", None)) is not None:
+        found = features(x)
         if found.ndim == 4 and getattr(module, "output_fmt", "NCHW") == "NCHW":
             found = found.permute(0, 2, 3, 1)
     else:

@@ -5,6 +5,7 @@ Their file has position tables for 1024 px; other sizes resize both, as mmpretra
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from fpbench.encoders.adapters.tower import Mean, Tower
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 
 FOLDED = 1024  # tokens of a global block from which on its bias is folded: at 1024 px it would take 805 MB per picture
-MINI = {
+MINI: dict[str, Any] = {
     "hidden_size": 48, "output_channels": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_dim": 96,
     "window_size": 3, "global_attn_indexes": [1, 3],
 }  # fmt: skip
@@ -31,7 +32,9 @@ class FoldedAttention(SamVisionSdpaAttention):
     kernels want it. ``benchmarks/attention.py`` measures it.
     """
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:
+    def forward(  # type: ignore[override]  # transformers declares a Tensor, and returns two things as we do
+        self, hidden_states: Tensor, output_attentions: bool = False
+    ) -> tuple[Tensor, None]:
         """Return (B, H, W, C), and no weights."""
         sides = height, width = hidden_states.shape[1:3]
         q, k, v = (
@@ -55,6 +58,7 @@ class FoldedAttention(SamVisionSdpaAttention):
 class SamTower(Tower):
     """SAM's encoder without its neck."""
 
+    trunk: SamVisionEncoder
     checkpointing = False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -78,7 +82,8 @@ def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tu
             layer.attn.__class__ = FoldedAttention
     neck = trunk.neck
     del trunk.neck
-    pool, unused = Mean(), ("backbone.channel_reduction.*",)
+    pool: nn.Module = Mean()
+    unused: tuple[str, ...] = ("backbone.channel_reduction.*",)
     if pooling == "neck_mean":
         pool, unused = nn.Sequential(neck, Permute([0, 2, 3, 1]), Mean()), ()
     resize = partial(resize_tables, grid=4 if mini else 64)  # patches of 16 px

@@ -3,8 +3,10 @@
 FetalCLIP runs in timm because open_clip's tower needs seconds per layer under bfloat16 on a CPU; outputs are the same.
 """
 
+from typing import Any
+
 import timm
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from fpbench.encoders.adapters.tower import ClassToken, Mean, Tower
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
@@ -12,12 +14,12 @@ from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 TRUNK = (r"^trunk\.", "")
 
 
-def build(name: str, size: int, pooling: str, mini: bool, **options) -> tuple[nn.Module, tuple[Layout, ...]]:
+def build(name: str, size: int, pooling: str, mini: bool, **options: Any) -> tuple[nn.Module, tuple[Layout, ...]]:
     """Return the tower and the layouts of the files that exist."""
     return {"fetalclip": fetalclip, "usfm": usfm, "dinov3": dinov3}[name](size, pooling, mini, **options)
 
 
-def _trunk(architecture: str, size: int, mini: dict | None, **options) -> nn.Module:
+def _trunk(architecture: str, size: int, mini: dict | None, **options: Any) -> Any:  # a module with timm's attributes
     return timm.create_model(architecture, num_classes=0, img_size=size, **{**options, **(mini or {})})
 
 
@@ -34,7 +36,7 @@ def fetalclip(size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Lay
     return Tower(trunk, pool), (layout,)
 
 
-def _clip(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _clip(name: str, tensor: Tensor, shape: Size) -> Tensor:
     """Return a tensor of open_clip in timm's form: leading ones, the projection as a linear layer."""
     if name == "pool.1.weight":
         return tensor.T

@@ -5,6 +5,7 @@ All folds and seeds are trained side by side; each run equals the plain loop of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def fit_sgd(
     train_sets: Sequence[np.ndarray],
     val_sets: Sequence[np.ndarray],
     n_classes: int,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | np.ndarray,
     recipe: Recipe = Recipe(),
     device: Any = "cpu",
 ) -> list[SgdHeads]:
@@ -128,7 +129,7 @@ def fit(bench: "Bench", folds: "list[Fold]") -> list[tuple[heads.Scores, dict]]:
     fitted = fit_sgd(bench.features, bench.labels, train, validation, bench.classes, seeds, device=device)
     return [
         (
-            lambda X, one=one: one.logits(X, 0),
+            partial(one.logits, i=0),
             {"name": "epoch", "strength": int(one.epoch[0]), "loss": float(one.loss[0])},
         )
         for one in fitted
