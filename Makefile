@@ -7,7 +7,7 @@ SHOWN := resnet50-mini
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 NBVAL := -p no:cacheprovider --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
-.PHONY: install demo test test-slurm fuzz lint lock notebooks figures clean
+.PHONY: install demo test test-slow test-slurm fuzz lint lock notebooks figures clean
 
 install: .venv/installed  ## make .venv from the lock
 
@@ -21,9 +21,12 @@ install: .venv/installed  ## make .venv from the lock
 demo: install  ## the whole benchmark on phantoms, offline
 	$(BIN)/fpbench run demo --jobs 2
 
-test: install lint  ## everything that CI runs: the demo, then the tests and the committed notebooks against it
+test: install lint  ## the demo, then the tests and the committed notebooks against it: minutes
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
-	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(PARALLEL) $(NBVAL) tests notebooks/*.ipynb
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(PARALLEL) $(NBVAL) -m "not slow" tests notebooks/*.ipynb
+
+test-slow: install  ## what takes longer: the real sample's study, UltraSAM at full size, the wheel in environments of its own
+	$(BIN)/python -m pytest $(PARALLEL) -p no:cacheprovider -m slow tests
 
 test-slurm: install  ## the grid through a real Slurm that is started here; needs root, and says so
 	$(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm/grid.py
@@ -40,7 +43,7 @@ fuzz: install  ## ten minutes of damaged and made-up files for the readers; SECO
 	$(BIN)/python tests/fuzz.py $(or $(SECONDS),600)
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 lock:  ## resolve requirements.lock anew, for Linux and macOS
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra all --group dev --no-emit-index-url --no-annotate --no-header -o requirements.lock pyproject.toml

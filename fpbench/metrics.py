@@ -118,7 +118,9 @@ def _by_class(y: np.ndarray, predicted: np.ndarray, space: list[int]) -> tuple[n
     return precision, recall, f1, images
 
 
-def _answered(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str) -> tuple[np.ndarray, list[int], np.ndarray, np.ndarray]:
+def _answered(
+    y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str
+) -> tuple[np.ndarray, list[int], np.ndarray, np.ndarray]:
     """Return y and space as they are worked with, the restricted logits and the answers; InputError for other input."""
     y, space, shape = np.asarray(y), list(space), np.shape(logits)
     if len(shape) != 2 or len(y) != shape[0] or not len(y):

@@ -182,7 +182,8 @@ def extension(file: str) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")
     spec = spec_from_file_location(f"fpbench_extension_{path.stem}", path)
-    assert spec and spec.loader  # there is one for every .py
+    assert spec is not None  # there are both for every .py
+    assert spec.loader is not None
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

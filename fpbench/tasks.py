@@ -39,7 +39,9 @@ class Task:
         if tuple(classes) == self.classes:
             return EVERY
         if odd := [name for name in classes if JOIN in name or name == EVERY]:
-            raise InputError(f"task {self.name}: expected class names without {JOIN!r} that are not {EVERY!r}, found {odd}")
+            raise InputError(
+                f"task {self.name}: expected class names without {JOIN!r} that are not {EVERY!r}, found {odd}"
+            )
         return JOIN.join(classes)
 
     def columns(self) -> list[str]:

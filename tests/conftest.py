@@ -30,7 +30,7 @@ AFRICAN = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
 
 
 FIRST = (
-    "test_notebooks", "test_encoders_golden", "test_grid", "test_pipeline", "test_profiles", "test_hostile", "test_faults",
+    "test_wheel", "test_notebooks", "test_encoders_golden", "test_grid", "test_pipeline", "test_profiles", "test_hostile", "test_faults",
     "test_forkserver", "test_demo", "test_finetuning", "test_shortcuts", "test_report", "test_benchmarks", "test_phantom",
 )  # fmt: skip
 
@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.filterwarnings("default"))
+        if "sample_run" in getattr(item, "fixturenames", ()):  # the whole study of the real sample
+            item.add_marker(pytest.mark.slow)
 
 
 class Scheduler(LoadFileScheduling):
@@ -194,8 +196,9 @@ def small_study(small, tmp_path):
 OPENING = """
 import sys
 from dataclasses import replace
-from fpbench import cohorts, load_study, make_splits
-from fpbench.training import bench, probing, tuning
+from fpbench import cohorts, load_study, loading, make_splits
+from fpbench.training import probing, tuning
+from fpbench.training.bench import open_bench
 for name, images, patients in (("spain", 144, 48), ("africa", 54, 15)):
     counts = {"total": {"images": images, "patients": patients}}
     cohorts.SOURCES[name] = replace(cohorts.SOURCES[name], counts=counts)

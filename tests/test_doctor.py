@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpbench import cli, doctor, load_cohort, load_study
+from fpbench import __version__, cli, doctor, load_cohort, load_study
+from fpbench.cohorts import SOURCES
 from fpbench.cohorts import phantoms as phantom
 from fpbench.cohorts.spain import SOURCE as SPAIN
 from fpbench.encoders import catalogue, fetch
@@ -203,7 +204,7 @@ def test_phantoms_are_drawn_again_as_the_loader_would_and_others_are_left_alone(
     phantom.ensure(root, "africa")
     before = tree(tmp_path)
     africa = examined(plan, "cohorts", "phantom-africa", full=True)
-    total = phantom.AFRICA_COUNTS["total"]["images"]
+    total = SOURCES["phantom-africa"].counts["total"]["images"]
     says(africa, "ok", f"{total} of {total} images, all opened")
     assert tree(tmp_path) == before
     next(root.glob("*/*.png")).unlink()
@@ -353,7 +354,7 @@ def test_versions(study, monkeypatch):
     plan, real = study(), doctor.version
     versions = examined(plan, "versions")
     says(versions, "ok", f"torch {real('torch')}, ")
-    assert versions.detail.startswith(f"python {platform.python_version()}, ")
+    assert versions.detail.startswith(f"fpbench {__version__}, python {platform.python_version()}, ")
     installed = {"torch": "2.9.1", "numpy": "1.26.4"}
     monkeypatch.setattr(doctor, "version", lambda name: installed.get(name) or real(name))
     versions = examined(plan, "versions")

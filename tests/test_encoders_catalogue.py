@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpbench import load_study, loading
 from fpbench.encoders import catalogue, checkpoint, load_encoder, register_encoder
-from fpbench.encoders.fingerprint import difference, fingerprint, picture, same
+from fpbench.encoders.fingerprint import fingerprint, picture
 from fpbench.errors import InputError, MissingError
+from fpbench.files.fingerprints import difference, same
 from fpbench.grid import jobs as grid
 from fpbench.images import Geometry
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fpbench import paths
 from fpbench.encoders import load_encoder
+from fpbench.files import paths
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4

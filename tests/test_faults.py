@@ -15,7 +15,7 @@ from test_pipeline import bench_of, hashes
 
 from fpbench import load_study
 from fpbench.files import artifacts, paths
-from fpbench.grid import jobs as grid
+from fpbench.grid.run import alone
 from fpbench.training import probing
 
 
@@ -133,11 +133,11 @@ def test_a_flipped_bit_in_a_checkpoint_costs_one_epoch(tmp_path, monkeypatch, ca
 
 def test_a_second_driver_on_one_folder_waits_for_the_first(tmp_path, capsys):
     def second() -> float:
-        with grid.alone(tmp_path):
+        with alone(tmp_path):
             return time.monotonic()
 
     with ThreadPoolExecutor(1) as pool:
-        with grid.alone(tmp_path):
+        with alone(tmp_path):
             waiting = pool.submit(second)
             time.sleep(0.5)
             assert not waiting.done()

@@ -123,7 +123,11 @@ def test_the_sample_study_gives_table_1_on_real_images(sample_run):
     assert "Africa, abdomen + brain + femur + thorax, shared" in done.stdout
     real = table.loc["mobilenetv2", "linear probing"]
     random = table.loc["mobilenetv2-random", "linear probing"]
-    for view in ("Spain, all classes, open", "Africa, abdomen + brain + femur + thorax, open", "Africa, abdomen + brain + femur + thorax, shared"):
+    for view in (
+        "Spain, all classes, open",
+        "Africa, abdomen + brain + femur + thorax, open",
+        "Africa, abdomen + brain + femur + thorax, shared",
+    ):
         assert float(real[view][:5]) > float(random[view][:5])
     assert float(real["Africa, abdomen + brain + femur + thorax, shared"][:5]) == pytest.approx(0.544, abs=0.02)
     assert float(real["Africa, abdomen + brain + femur + thorax, open"][:5]) == pytest.approx(0.455, abs=0.02)
@@ -131,7 +135,10 @@ def test_the_sample_study_gives_table_1_on_real_images(sample_run):
     tuned = table.loc["mobilenetv2-112", "full fine-tuning"]
     assert float(tuned["Spain, all classes, open"][:5]) > 0.3  # chance is about 0.1
     gain = pd.read_csv(folder / "tables" / "gain.csv").query("encoder == 'mobilenetv2-112'").set_index("population")
-    for population, view in (("spain", "Spain, all classes, open"), ("africa", "Africa, abdomen + brain + femur + thorax, open")):
+    for population, view in (
+        ("spain", "Spain, all classes, open"),
+        ("africa", "Africa, abdomen + brain + femur + thorax, open"),
+    ):
         probed, found = table.loc["mobilenetv2-112", "linear probing"], gain.loc[population]
         assert found["value"] == pytest.approx(float(tuned[view][:5]) - float(probed[view][:5]), abs=2e-3)
     assert gain.loc["africa", "low"] < gain.loc["africa", "value"] < gain.loc["africa", "high"]
@@ -220,6 +227,7 @@ def test_shuffled_labels_give_chance_level_scores_on_real_embeddings(shared, sam
     assert np.mean(found) < 0.25
 
 
+@pytest.mark.slow
 def test_brain_sub_planes_are_a_second_study_file_and_no_other_code(shared, session_cache, tmp_path):
     target = str(tmp_path / "sample-brain" / "tables" / "table1.csv")
     done = fpbench("run", "sample-brain", "--", target, FPBENCH_RESULTS=str(tmp_path), FPBENCH_CACHE=str(session_cache))

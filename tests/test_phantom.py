@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 from fpbench.cohorts import phantoms as phantom
+from fpbench.cohorts.phantoms import drawing, facts
 from fpbench.errors import InputError
 from fpbench.files import paths
 
 REPOSITORY = paths.home()
-
+SPAIN_COUNTS, AFRICA_COUNTS = (source.counts for source in phantom.SOURCES)
 NUMBERS = {
     "Other": "1", "Fetal abdomen": "2", "Fetal brain": "3", "Maternal cervix": "4", "Fetal femur": "5", "Fetal thorax": "6",
 }  # fmt: skip
@@ -47,7 +48,7 @@ def spanish_rows(root):
 
 
 def pixels(entry):
-    return np.asarray(phantom.draw_plane(*entry.recipe)).astype(float)
+    return np.asarray(drawing.draw_plane(*entry.recipe)).astype(float)
 
 
 def test_spanish_table_has_the_bytes_of_the_archive(cohorts):
@@ -86,7 +87,7 @@ def test_pictures_have_the_size_of_machine_and_centre(cohorts):
     root, _ = cohorts["spain"]
     for row in spanish_rows(root):
         with Image.open(root / "Images" / f"{row['Image_name']}.png") as picture:
-            assert (picture.size, picture.mode) == (phantom.MACHINES[row["US_Machine"]].size, "L")
+            assert (picture.size, picture.mode) == (facts.MACHINES[row["US_Machine"]].size, "L")
 
 
 def test_african_table_and_names(cohorts):
@@ -97,7 +98,7 @@ def test_african_table_and_names(cohorts):
     planes = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
     for line in lines[1:-1]:
         patient, plane, train, centre, name = line.split(",")
-        iso = phantom.CENTRES[centre].iso
+        iso = facts.CENTRES[centre].iso
         assert name == f"patient{int(patient):03d}_{iso}_plane{planes.index(plane)}"
         assert train in "01"
         assert (root / centre / f"{name}.png").is_file()
@@ -118,7 +119,7 @@ def test_only_egypt_is_in_colour_and_one_picture_truly(cohorts):
     for path in root.glob("*/*.png"):
         with Image.open(path) as picture:
             assert (picture.mode == "RGB") == (path.parent.name == "Egypt")
-            assert picture.size == phantom.CENTRES[path.parent.name].setting.size
+            assert picture.size == facts.CENTRES[path.parent.name].setting.size
             if picture.mode == "RGB":
                 values = np.asarray(picture)
                 coloured += bool((values != values[..., :1]).any())
@@ -158,8 +159,8 @@ def test_african_pairs_have_two_patients_of_one_centre_and_some_cross_the_split(
 def test_counts_are_those_of_the_files_and_the_defaults_suffice_for_five_folds(cohorts):
     for root, manifest in cohorts.values():
         assert manifest["counts"]["total"]["images"] == len(list(root.glob("*/*.png")))
-    assert phantom.SPAIN_COUNTS["total"]["patients"] == 120
-    assert phantom.AFRICA_COUNTS["total"] == {"images": 144, "patients": 40}
+    assert SPAIN_COUNTS["total"]["patients"] == 120
+    assert AFRICA_COUNTS["total"] == {"images": 144, "patients": 40}
     patients = defaultdict(set)
     for entry in phantom.spain_entries():
         if entry.facts["official_split"] == "train":
@@ -206,7 +207,7 @@ def test_a_cause_changes_its_fields_and_nothing_else(cause):
         assert a._replace(recipe=()) == b._replace(recipe=())
         assert (a.recipe[0], *a.recipe[2:]) == (b.recipe[0], *b.recipe[2:])
         changed = {field for field in vars(a.recipe[1]) if getattr(a.recipe[1], field) != getattr(b.recipe[1], field)}
-        assert changed <= set(phantom.CAUSE_FIELDS[cause])
+        assert changed <= set(facts.CAUSE_FIELDS[cause])
     assert any(a.recipe[1] != b.recipe[1] for a, b in zip(without, alone, strict=True))
 
 
@@ -225,7 +226,7 @@ def test_prior_balances_planes_and_its_absence_follows_spain():
         planes = [entry.facts["plane"] for entry in phantom.africa_entries(patients=80, causes=frozenset(causes))]
         return {plane: planes.count(plane) / planes.count("brain") for plane in ("abdomen", "femur", "thorax")}
 
-    spain = phantom.SPAIN_COUNTS["plane"]
+    spain = SPAIN_COUNTS["plane"]
     assert share({"prior"}) == {"abdomen": 1.0, "femur": 1.0, "thorax": 0.6}
     for plane, value in share(()).items():
         assert value == pytest.approx(spain[plane] / spain["brain"], abs=0.12)
@@ -271,9 +272,7 @@ def test_unknown_kind_and_cause_are_refused(tmp_path):
 
 
 def start(root):
-    code = (
-        f"from fpbench.study import extension; phantom = phantoms; phantom.ensure({str(root)!r}, 'africa', patients=1)"
-    )
+    code = f"from fpbench.cohorts import phantoms; phantoms.ensure({str(root)!r}, 'africa', patients=1)"
     return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 

@@ -120,7 +120,7 @@ def test_table_1_reads_what_the_study_calls_for_and_nothing_else_in_the_folder(s
     for probe in ("ridge", "knn"):
         probing.run_probe(bench, probe)
     fewer = replace(study, folds=3, probes=["ridge"])
-    files = fewer.all_predictions()
+    files = results.files(fewer)
     assert sorted(files) == [results.path(study, "tiny", "ridge", fold) for fold in range(3)]
     assert len(list(study.folder.rglob("fold*.parquet"))) == 8
     read = predictions.read(files, study.the_task)

@@ -348,5 +348,5 @@ def test_bad_input_of_the_other_probes():
 
 
 def test_import_does_not_load_torch():
-    code = "import sys, fpbench.training.probing, fpbench.training.probes.logistic, fpbench.training.probes.knn; sys.exit('torch' in sys.modules)"
+    code = "import sys, fpbench.training.probing, fpbench.training.probes.logistic, fpbench.training.probes.ridge, fpbench.training.probes.knn; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -204,8 +204,9 @@ def test_a_profile_asks_for_nothing_of_one_place_only():
 
 USER = """
 import sys
-from fpbench import load_study, make_splits
-from fpbench.training import bench, probing, tuning
+from fpbench import load_study, loading, make_splits
+from fpbench.training import probing
+from fpbench.training.bench import open_bench
 study = load_study(sys.argv[1]).begin()
 home, external = loading.load_cohorts(study)
 splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)

@@ -173,7 +173,9 @@ def test_more_patients_help_where_there_is_something_to_learn(cohorts):
     assert set(frame["seed"]) == {0, 1, 2}
     assert set(frame["protocol"]) == {"1 per class", "8 per class"}
     curves = efficiency_read.curves([frame], bench.task, resamples=50)
-    one, eight = curves.query("population == 'spain' and classes == 'all classes' and duplicates == 'as published'")["value"]
+    one, eight = curves.query("population == 'spain' and classes == 'all classes' and duplicates == 'as published'")[
+        "value"
+    ]
     assert eight > one
     assert len(efficiency_read.sentences(curves)) == 3
     told = curves.dropna(subset="low")

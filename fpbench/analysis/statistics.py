@@ -90,7 +90,11 @@ def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
             rows = seen[seen["distinct"]] if drop else seen
             if len(rows):
                 models, first, logits = _align(rows, task)
-                about = {"models": models, "view": (population, task.space(classes), rule, duplicates), "test_share": share}
+                about = {
+                    "models": models,
+                    "view": (population, task.space(classes), rule, duplicates),
+                    "test_share": share,
+                }
                 yield make_sample(first, logits, dict(zip(space, classes, strict=True)), rule, **about)
 
 
@@ -108,7 +112,9 @@ def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, np.ndar
     return tuple(counts.index), first, rows[task.columns()].to_numpy().reshape(len(counts), len(first), -1)
 
 
-def make_sample(rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about: Any) -> Sample:
+def make_sample(
+    rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about: Any
+) -> Sample:
     """Return the sample of M models.
 
     Parameters

@@ -108,7 +108,8 @@ def _ask_record(archive: Archive) -> Archive:
 
 def _download(archive: Archive, root: Path) -> Path:
     """Return the path of the verified archive in ``root``, transferred if it is not there."""
-    assert archive.md5 is not None and archive.size is not None  # `_ask_record` was asked
+    assert archive.md5 is not None  # both are known: `fetch` has asked the record
+    assert archive.size is not None
     path = root / archive.file
     if path.exists():
         if transfer.file_md5(path) == archive.md5.lower():

@@ -124,9 +124,10 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
     """Return the jobs of a study by name, each after those it needs; the analysis needs none that is missing (default: the study's)."""
     missing = results.missing(study) if missing is None else missing
     found: dict[str, Job] = {}
-    groups: dict[str, dict] = {"analysis": {"code of the analysis": _analysis()}, "missing": {"missing results": missing}}
+    groups: dict[str, dict] = {"analysis": {"code of the analysis": _analysis()}}
     probed = {name: why for name, why in missing.items() if name.endswith("/probing")}
-    groups |= {"missing probing": {"missing results": probed}} | key_parts(study)
+    groups |= {"missing": {"missing results": missing}, "missing probing": {"missing results": probed}}
+    groups |= key_parts(study)
     for row in rows():
         if row["rule"] == "cross_population" and len(study.the_task.tests) < 2:
             continue

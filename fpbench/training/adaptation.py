@@ -5,6 +5,7 @@ numbered in the order of the network, whatever the library that built it.
 """
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -27,13 +28,13 @@ def is_transformer(body: nn.Module) -> bool:
 
 def layers(body: nn.Module) -> dict[str, int]:
     """Return the layer of every parameter: 0 before the first block, then one per block, then one for what stands behind."""
-    found: dict[str, float] = {}
+    found: dict[str, int] = {}
     blocks: dict[str, int] = {}
     for name, _ in body.named_parameters():
         if match := BLOCK.match(name):
             found[name] = blocks.setdefault(match[0], len(blocks) + 1)
         else:
-            found[name] = float("inf") if blocks and not any(word in name for word in POSITIONS) else 0
+            found[name] = sys.maxsize if blocks and not any(word in name for word in POSITIONS) else 0
     return {name: min(layer, len(blocks) + 1) for name, layer in found.items()}
 
 

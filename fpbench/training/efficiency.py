@@ -53,7 +53,7 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
     paths = logistic.fit_paths(bench.features, bench.labels, different, bench.classes, STRENGTHS) if different else []
     fitted = {mine.tobytes(): path for mine, path in zip(different, paths, strict=True)}
     for fold in todo:
-        shown: list[tuple[Cohort, np.ndarray]] = []  # of a table; it differs from draw to draw in what is replaced below
+        shown: list[tuple[Cohort, np.ndarray]] = []  # of a table; draws differ in what is replaced below
         table = answered(bench, "", fold, partial(_note, shown, bench.classes))
         tables = []
         for size, seed in cells:

@@ -6,12 +6,15 @@ chosen on the fold's validation rows: test rows enter only afterwards.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fpbench import predictions, results
+from fpbench.cohorts import Cohort
 from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.protocols import PROTOCOLS, Protocol
@@ -46,9 +49,13 @@ def run_probe(bench: Bench, probe: str, folds: Sequence[Fold] = (), question: st
     for (fold, path), (scores, chosen) in zip(todo, fitted, strict=True):
         about = {"key": key, "chosen": chosen, "seconds": time.perf_counter() - started}
         shown = bench.embeddings | bench.shown
-        rows = answered(bench, probe, fold, lambda c, at, s=scores, shown=shown: s(shown[c.name][at]))
+        rows = answered(bench, probe, fold, partial(_answer, scores, shown))
         write(bench, path, rows, about)
     return files
+
+
+def _answer(scores: Scores, shown: dict[str, np.ndarray], cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+    return scores(shown[cohort.name][rows])
 
 
 def fit_of(probe: str) -> Fit:

@@ -65,7 +65,7 @@ class Plane(NamedTuple):
 
 def _setting(facts: dict) -> Setting:
     """Return a setting of the tables."""
-    given: dict[str, Any] = {field: tuple(value) if isinstance(value, list) else value for field, value in facts.items()}
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
     return Setting(**given)
 
 

@@ -94,7 +94,8 @@ def _african_patient(seed: int, centre: str, i: int, number: int, causes: frozen
         plane = PLANES[letter]
         name = f"patient{number:03d}_{here.iso}_plane{('abdomen', 'brain', 'femur', 'thorax').index(plane.name)}"
         row = (number, plane.spain, i % 2, centre, name)
-        facts: dict[str, str | None] = {"official_split": "train" if i % 2 else "test", "plane": plane.name, "centre": centre}
+        facts: dict[str, str | None] = {"official_split": "train" if i % 2 else "test", "plane": plane.name}
+        facts["centre"] = centre
         recipe = (letter, setting, (seed, "africa", centre, number), 0)
         tints = () if centre != "Egypt" else (1.0, 1.0, 1.0) if i or k else (1.0, 0.86, 0.62)  # one is truly coloured
         yield Entry(f"{centre}/{name}.png", row, f"{centre}/{number}", facts, recipe, tints=tints)

@@ -11,7 +11,8 @@ from fpbench.errors import InputError
 from fpbench.images import Geometry
 
 CROP_MODES = {"center": "resize_crop", "squash": "squash", "border": "pad_square"}
-CNNS: dict[str, tuple[str, dict[str, Any]]] = {  # name in the catalogue -> architecture with its weights tag, sizes of the miniature
+# name in the catalogue -> architecture with its weights tag, sizes of the miniature
+CNNS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50": ("resnet50.a1_in1k", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_width": 8}),
     "efficientnetv2_s": ("tf_efficientnetv2_s.in21k_ft_in1k", {"channel_multiplier": 0.125, "depth_multiplier": 0.2}),
 }
