@@ -128,7 +128,7 @@ MADE = (
 JOBS = {  # name: what it is asked for, what else it leaves
     "01_cohorts": ["cohorts.json"],
     "02_splits": ["splits.csv", "splits.json"],
-    **{f"04_linear_probing {e}": [f"predictions/{e}/logistic.json", f"predictions/{e}/logistic"] for e in ENCODERS},
+    **{f"04_linear_probing {e}": [f"predictions/{e}/probing.json", f"predictions/{e}/logistic"] for e in ENCODERS},
     **{
         f"05_fine_tuning {e}": [f"predictions/{e}/full.json", f"predictions/{e}/full", f"finetuning/{e}"]
         for e in ENCODERS

@@ -46,7 +46,7 @@ def execute(source, output, parameters):
 '''
 OPENING = """
 import time
-from fpbench import load_study
+from fpbench import load_study, results
 from fpbench.files import artifacts, paths
 from fpbench.files.progress import Progress
 folder = paths.results() / "tiny"
@@ -68,7 +68,7 @@ for name in files:
     put(name, encoder)
     artifacts.commit(folder / name, {})
 known = {name: artifacts.file_sha256(folder / name) for name in files}
-artifacts.write_json(folder / f"predictions/{encoder}/logistic.json", {"files": known})
+artifacts.write_json(folder / f"predictions/{encoder}/probing.json", {"files": known})
 """,
     "05_fine_tuning": """
 bar = Progress(total=100_000, desc=f"{encoder}, {mode}, fold 0", unit="step", initial=100)
@@ -155,7 +155,7 @@ def tree(tmp_path_factory):
     tree = Tree(tmp_path_factory.mktemp("a tree"))
     folder, tree.told = tree.results / "tiny", {}
     tree.weights.write_text("broken")
-    tree.told["named"] = tree.call("run", "tiny", "--", str(folder / "predictions" / "two" / "logistic.json"))
+    tree.told["named"] = tree.call("run", "tiny", "--", str(folder / "predictions" / "two" / "probing.json"))
     tree.told["made"] = sorted(path.stem for path in (folder / "jobs").glob("0*"))
     tree.told["failed"] = tree.call("run", "tiny")
     tree.told["status"] = tree.call("status", "tiny")

@@ -25,6 +25,7 @@ from fpbench.errors import InputError
 from fpbench.files import artifacts, paths
 from fpbench.grid import notebooks
 
+WORKSPACE = paths.home()
 MARK = "executed"  # the file that a payload would make
 GOOD = {"name": "x", "title": "X", "cohorts": [{"name": "spain"}], "encoders": [{"name": "a", "model": "usfm-mini", "weights": "random"}]}  # fmt: skip
 
@@ -41,6 +42,7 @@ def refused(tmp_path, monkeypatch, capsys):
     (around / "precious").write_text("precious")
     monkeypatch.chdir(around / "work")
     monkeypatch.setenv("HOME", str(around))
+    monkeypatch.setenv("FPBENCH_HOME", str(WORKSPACE))
 
     def run(*arguments: str, says: str) -> str:
         before = tree(around), tree(paths.home() / "studies")
