@@ -11,9 +11,11 @@ import sys
 from ipykernel.parentpoller import ParentPollerUnix
 
 from fpbench import load_study
+from fpbench.files import paths
 from fpbench.grid import costs, jobs
 from fpbench.protocols import tunings
 
+os.environ.setdefault(paths.HOME, str(workflow.basedir))  # jobs run in the results, wherever those are
 if os.getppid() == config.get("parent"):  # when `fpbench run` ends, so does this process, and its jobs
     ParentPollerUnix(os.getppid()).start()
 STUDY = load_study(config["study"])

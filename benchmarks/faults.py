@@ -76,16 +76,15 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from fpbench.training import bench, probing, tuning
-from fpbench.cohorts import africa, register_cohort, spain
-from fpbench.study import extension
+from fpbench.cohorts import phantoms, register_cohort
+from fpbench.cohorts.phantoms import layout
+from fpbench.training import tuning
 
-
-for real, kind, patients in ((spain.SOURCE, "spain", 20), (africa.SOURCE, "africa", 2)):
-    draw = phantom.spain_entries if kind == "spain" else phantom.africa_entries
-    small = phantom.source(real, kind, phantom.counts(draw(patients=patients)))
-    prepare = partial(phantom.ensure, kind=kind, patients=patients)
-    register_cohort(replace(small, name=f"micro-{kind}", prepare=prepare, prepared=lambda root: False))
+for whole, kind, patients in zip(phantoms.SOURCES, ("spain", "africa"), (20, 2), strict=True):
+    draw = layout.spain_entries if kind == "spain" else layout.africa_entries
+    small = replace(whole, name=f"micro-{kind}", counts=layout.counts(draw(patients=patients)))
+    prepare = partial(phantoms.ensure, kind=kind, patients=patients)
+    register_cohort(replace(small, prepare=prepare, prepared=lambda root: False))
 
 tune = tuning._tune
 
@@ -334,9 +333,9 @@ def part_of(process: psutil.Process) -> str:
             if words(process.parent()).startswith(f"{name} /"):
                 return "kernel"
         return next((job for job in JOBS if job[:2] == number and (job.partition(" ")[2].startswith(encoder))), "")
-    if any(mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake", "forkserver.py serve")):
+    if any(mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake", "fpbench.grid.forkserver serve")):
         return "driver"
-    if "forkserver.py" in line:
+    if "fpbench.grid.forkserver" in line:
         return " ".join(map("".join, re.findall(r" notebook (\w+)|encoder=(\S+)", line)))
     return "kernel" if "ipykernel_launcher" in line else ""
 

@@ -21,8 +21,8 @@ torch.save({name: torch.from_numpy(numpy.asarray(array)) for name, array in tens
 """
 LOAD = """
 import json, sys, time
-from fpbench.files.artifacts import peak_memory
 from fpbench.encoders import load_encoder
+from fpbench.files.machine import peak_memory
 import timm, torch
 before, start = peak_memory(), time.perf_counter()
 encoder = load_encoder("fetalclip", sys.argv[1])

@@ -14,7 +14,7 @@ from common import entry, parser, save
 
 HEAD = """
 import sys, numpy as np
-from fpbench.files.artifacts import peak_memory
+from fpbench.files.machine import peak_memory
 n, d, folds = map(int, sys.argv[1:])
 """
 EXTRACT = (
@@ -41,7 +41,8 @@ with tempfile.TemporaryDirectory() as folder:
 PROBE = (
     HEAD
     + """
-from fpbench.training.probes.logistic import GRID, fit_paths
+from fpbench.recipe import GRID
+from fpbench.training.probes.logistic import fit_paths
 rng = np.random.default_rng(0)
 X, y = rng.standard_normal((n, d), dtype=np.float32), rng.integers(0, 6, n)
 X[:, :6] += 2 * np.eye(6, dtype=np.float32)[y]

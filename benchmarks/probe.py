@@ -22,7 +22,8 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from fpbench.training.probes.logistic import GRID, fit_paths
+from fpbench.recipe import GRID
+from fpbench.training.probes.logistic import fit_paths
 
 SHARES = np.array([4213, 3092, 1718, 1626, 1040, 711])  # images per class of FETAL_PLANES_DB
 TOLERANCES = 10 ** np.arange(-2, -8.25, -0.25)  # of scikit-learn, searched for the loosest that is good enough

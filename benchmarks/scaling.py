@@ -12,7 +12,8 @@ import numpy as np
 from common import FOLDER, alternate, entry, medians, parser, pinned, save
 from probe import features, sklearn_fit, standardise
 
-from fpbench.training.probes.logistic import GRID, fit_paths
+from fpbench.recipe import GRID
+from fpbench.training.probes.logistic import fit_paths
 
 PANELS = {"images": (1_000, 3_000, 10_000), "folds": (1, 2, 5), "values of C": (5, 15, 45)}
 BASE = {"images": 3_000, "folds": 5, "values of C": 45}

@@ -2,23 +2,22 @@
 
     python benchmarks/sgd.py [--d 768] [--epochs 50] [--loop 2] [--loads 300]
 
-Ours: ``studies/probes/fetalclip.py``, all fits whole. Theirs is a re-creation from the description of their probing code: a
+Ours: ``fpbench.training.probes.sgd``, all fits whole. Theirs is a re-creation from the description of their probing code: a
 DataLoader over embeddings, ``nn.Linear``, AdamW, a validation pass per epoch. Run for ``--loop`` epochs of one fit, scaled to all.
 ``sgd_loads``: their loop also loads embedding file and picture and prepares the picture, for every item, and throws the picture
 away; measured on ``--loads`` items, scaled to all items of all epochs. Synthetic embeddings with the sizes of the official split.
 """
 
-import importlib.util
-
 import numpy as np
 import torch
-from common import FOLDER, alternate, entry, medians, parser, pinned, sample_files, save, scratch
+from common import alternate, entry, medians, parser, pinned, sample_files, save, scratch
 from epoch import Files
 from probe import features
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-SPEC = importlib.util.spec_from_file_location("fetalclip", FOLDER.parent / "studies" / "probes" / "fetalclip.py")
+from fpbench.training.probes import sgd
+
 FOLDS, SEEDS = 5, 5
 
 
@@ -47,9 +46,7 @@ def main() -> None:
     made.add_argument("--loop", type=int, default=2, help="epochs of one fit that the loop runs")
     made.add_argument("--loads", type=int, default=300, help="items that are loaded")
     args = made.parse_args()
-    theirs = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(theirs)
-    recipe = theirs.Recipe(epochs=args.epochs)
+    recipe = sgd.Recipe(epochs=args.epochs)
     X, y, patient = features(args.n, args.d, 6, args.n // 7)
     part = np.random.default_rng(1).permutation(patient.max() + 1)[patient] % FOLDS
     train, val = ([np.flatnonzero((part == f) == held) for f in range(FOLDS)] for held in (False, True))
@@ -60,7 +57,7 @@ def main() -> None:
             np.save(folder / f"{row}.npy", X[row])
         tensors = torch.from_numpy(X), torch.from_numpy(y)
         calls = {
-            "ours": lambda: theirs.fit_sgd(X, y, train, val, 6, range(SEEDS), recipe),
+            "ours": lambda: sgd.fit_sgd(X, y, train, val, 6, range(SEEDS), recipe),
             "loop": lambda: loop(*tensors, train[0], val[0], recipe, args.loop),
             "loads": lambda: [(np.load(folder / f"{i}.npy"), reader[i]) for i in range(args.loads)],
         }

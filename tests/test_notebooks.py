@@ -15,7 +15,7 @@ from fpbench import loading
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 from fpbench.grid import notebooks
-from fpbench.training.probes import logistic
+from fpbench.training.probes import heads, logistic
 
 SOURCES = sorted((paths.home() / "notebooks").glob("*.ipynb"))
 
@@ -219,9 +219,9 @@ def test_shuffled_labels_give_chance_level_scores_on_real_embeddings(shared, sam
     splits, rng = make_splits(home, study.the_task, "crossval"), np.random.default_rng(0)
     y = rng.permutation(study.the_task.codes(home.frame["plane"]))
     folds = [splits.fold(n) for n in range(5)]
-    heads = logistic.fit_paths(X, y, [fold.train for fold in folds], 6)
     found = []
-    for fold, path in zip(folds, heads, strict=True):
+    every = logistic.fit_paths(X, y, [fold.train for fold in folds], 6)
+    for fold, path in zip(folds, every, strict=True):
         choice = heads.choose(path, X[fold.validation], y[fold.validation])
         found.append(metrics.scores(y[fold.test], path.logits(X[fold.test], choice.index), range(6))["macro F1"])
     assert np.mean(found) < 0.25

@@ -17,13 +17,13 @@ import yaml
 
 from fpbench import load_study, loading
 from fpbench.files import paths
-from fpbench.grid import notebooks
+from fpbench.grid import gpus
 
 HOLD = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from fpbench.grid.notebooks import devices, lease
+from fpbench.grid.gpus import devices, lease
 with ExitStack() as stack:
     lease(stack, devices(), Path(sys.argv[1]), sys.argv[2])
     time.sleep(float(sys.argv[3]))
@@ -98,18 +98,18 @@ def test_the_device_of_a_killed_job_returns(four, monkeypatch):
 
 
 def test_what_is_shared_out(four, monkeypatch):
-    assert notebooks.devices() == ["0", "1", "2", "3"]
+    assert gpus.devices() == ["0", "1", "2", "3"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert notebooks.devices() == []  # Slurm has shared them out
+    assert gpus.devices() == []  # Slurm has shared them out
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.delenv("FPBENCH_GPUS")
     for visible, expected in (("2,GPU-5e", ["2", "GPU-5e"]), ("3", []), ("", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert notebooks.devices() == expected
+        assert gpus.devices() == expected
     with ExitStack() as stack:  # two notebooks of one process: the second may take another device
-        notebooks.lease(stack, ["a", "b"], four, "first")
+        gpus.lease(stack, ["a", "b"], four, "first")
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "a"
-        assert notebooks.devices() == ["a", "b"]
+        assert gpus.devices() == ["a", "b"]
 
 
 def until(condition, seconds=120):

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from functools import partial
 
-from fpbench.cohorts import africa, phantoms, register_cohort, spain
+from fpbench.cohorts import phantoms, register_cohort
+from fpbench.cohorts.phantoms import layout
 
-for real, kind, patients in ((spain.SOURCE, "spain", 20), (africa.SOURCE, "africa", 4)):
-    entries = getattr(phantoms, f"{kind}_entries")(patients=patients)
-    whole = phantoms.source(real, kind, phantoms.counts(entries))
+for whole, kind, patients in zip(phantoms.SOURCES, ("spain", "africa"), (20, 4), strict=True):
+    entries = getattr(layout, f"{kind}_entries")(patients=patients)
+    drawn = replace(whole, name=f"micro-{kind}", counts=layout.counts(entries))
     prepare = partial(phantoms.ensure, kind=kind, patients=patients)
-    register_cohort(
-        replace(whole, name=f"micro-{kind}", prepare=prepare, prepared=lambda root: (root / "phantom.json").is_file())
-    )
+    register_cohort(replace(drawn, prepare=prepare, prepared=lambda root: (root / "phantom.json").is_file()))
