@@ -5,7 +5,7 @@
 One attention layer with the same random weights and tables. ``attention_error``: the largest difference of outputs and of all
 gradients, relative to the largest value. ``attention_memory``: what one forward and backward pass adds to the peak (the size of the
 process on a CPU, torch's memory on a GPU). ``attention_step``: the time of both passes; ``attention_forward``: forward only, without
-gradients, as in extraction. Our side runs where it is built (``fpbench/encoders/ultrasam.py``).
+gradients, as in extraction. Our side runs where it is built (``fpbench/encoders/adapters/ultrasam.py``).
 """
 
 from types import SimpleNamespace

@@ -276,9 +276,8 @@ class Grid:
         env = os.environ | {"FPBENCH_RESULTS": str(root / results), "FPBENCH_CACHE": str(root / "cache")}
         env |= {"FPBENCH_DATA": str(self.work / "data"), "FAULTS_EPOCHS": str(root / "epochs"), "HF_HUB_OFFLINE": "1"}
         shims = [] if flock else [str(self.shims)]
-        env["PYTHONPATH"] = os.pathsep.join(
-            [*shims, str(paths.home()), *env.get("PYTHONPATH", "").split(os.pathsep)]
-        )
+        env |= {paths.HOME: str(clone := paths.PACKAGE.parent)}
+        env["PYTHONPATH"] = os.pathsep.join([*shims, str(clone), *env.get("PYTHONPATH", "").split(os.pathsep)])
         wanted = [str(root / results / "micro" / target) for target in targets]
         if self.level == "library":
             return Forked("faults-driver", log, drive, self.study, targets, flock, env, log)

@@ -112,7 +112,7 @@ def add_lora(body: nn.Module, recipe: Recipe) -> None:
         raise InputError("LoRA: expected a transformer with linear layers in its blocks, found none: use mode full")
     config = LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # peft declares a whole number, and only divides
+        lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         target_modules=targets,
     )

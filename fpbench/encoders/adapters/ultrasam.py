@@ -32,7 +32,7 @@ class FoldedAttention(SamVisionSdpaAttention):
     kernels want it. ``benchmarks/attention.py`` measures it.
     """
 
-    def forward(  # type: ignore[override]  # transformers declares a Tensor, and returns two things as we do
+    def forward(
         self, hidden_states: Tensor, output_attentions: bool = False
     ) -> tuple[Tensor, None]:
         """Return (B, H, W, C), and no weights."""
