@@ -332,7 +332,9 @@ def part_of(process: psutil.Process) -> str:
             if words(process.parent()).startswith(f"{name} /"):
                 return "kernel"
         return next((job for job in JOBS if job[:2] == number and (job.partition(" ")[2].startswith(encoder))), "")
-    if any(mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake", "fpbench.grid.forkserver serve")):
+    if any(
+        mark in line for mark in ("faults-driver", "fpbench.cli run", "-m snakemake", "fpbench.grid.forkserver serve")
+    ):
         return "driver"
     if "fpbench.grid.forkserver" in line:
         return " ".join(map("".join, re.findall(r" notebook (\w+)|encoder=(\S+)", line)))

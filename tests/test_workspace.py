@@ -147,7 +147,10 @@ main()
 
 @pytest.mark.parametrize(
     ("lacking", "command", "extra"),
-    [("psutil", ["status", "demo"], "notebooks"), ("papermill", ["notebook", "02_splits", "results/out.ipynb"], "notebooks")],
+    [
+        ("psutil", ["status", "demo"], "notebooks"),
+        ("papermill", ["notebook", "02_splits", "results/out.ipynb"], "notebooks"),
+    ],
 )
 def test_a_missing_extra_is_one_line_that_names_it(lacking, command, extra):
     arguments = [sys.executable, "-c", LACKING, lacking, *command]

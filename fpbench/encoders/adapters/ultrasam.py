@@ -32,9 +32,7 @@ class FoldedAttention(SamVisionSdpaAttention):
     kernels want it. ``benchmarks/attention.py`` measures it.
     """
 
-    def forward(
-        self, hidden_states: Tensor, output_attentions: bool = False
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:
         """Return (B, H, W, C), and no weights."""
         sides = height, width = hidden_states.shape[1:3]
         q, k, v = (
