@@ -41,7 +41,8 @@ for ROW in jobs.rows():
             OUT / ROW["output"],
         params:
             key=lambda wildcards, job=ROW["job"]: PLAN[job.format(**wildcards)]["key"],
-            call=lambda wildcards, row=ROW: shlex.join(jobs.call(row, OUT, config["study"], wildcards)),
+            # it asks for `output`, so that Snakemake holds it to be derived: how a study is named, and where it lies, make no job stale
+            call=lambda wildcards, output, row=ROW: shlex.join(jobs.call(row, OUT, config["study"], wildcards)),
         wildcard_constraints:
             encoder="[^/]+",
             mode="|".join(tunings(ROW["rule"])) or "none",
