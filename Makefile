@@ -25,7 +25,8 @@ test: install lint  ## the demo, then the tests and the committed notebooks agai
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/python -m pytest $(PARALLEL) $(NBVAL) -m "not slow" tests notebooks/*.ipynb
 
-test-slow: install  ## what takes longer: the real sample's study, UltraSAM at full size, the wheel in environments of its own
+test-slow: install  ## what takes longer: a real Slurm, the real sample's study, the wheel in environments of its own
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) test-slurm; else echo "Slurm is left out: starting one needs root"; fi
 	$(BIN)/python -m pytest $(PARALLEL) -p no:cacheprovider -m slow tests
 
 test-slurm: install  ## the grid through a real Slurm that is started here; needs root, and says so
