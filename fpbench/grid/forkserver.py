@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -62,6 +63,8 @@ def listening(every: Sequence[str], later: Sequence[str]) -> Iterator[dict[str, 
 
 def _serve(number: str, every: str, later: str, _: str) -> None:
     """Fork a job whenever a client asks, until the standard input ends."""
+    # Python 3.12 warns where libraries have threads: those of the linear algebra mind forks, and nothing has computed yet
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     listener, jobs, rest = socket.socket(fileno=int(number)), set(), later.split(",")
     _import(*every.split(","))
     while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [], 0 if rest else PAUSE)[0]):

@@ -26,7 +26,7 @@ def key_parts(study: Study) -> dict[str, dict]:
         f"cohort {one.name}": [one.missing, _folder_digest(one.name, loading.root(study, one))] for one in study.cohorts
     }
     common = {"threads": study.threads, "device": study.device, "step embeddings": embeddings.VERSION}
-    groups = {
+    groups: dict[str, dict] = {
         "cohorts": {"task": study.task, "step images": images.VERSION, **cohorts, **loaded["cohort"]},
         "cut": {"split": study.split, "folds": study.folds, "seed": study.seed, "step splits": splits.VERSION},
         "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},

@@ -1,10 +1,10 @@
 """Any image model of transformers: ``hf:NAME``, a repository of the hub or a folder that ``save_pretrained`` wrote."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
@@ -12,6 +12,9 @@ from fpbench.encoders import Plan, length
 from fpbench.encoders.checkpoint import complaint, matches, read
 from fpbench.errors import InputError, MissingError
 from fpbench.images import Geometry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig  # so called since transformers 5
 
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 POOLINGS = ("pooler", "cls", "mean")
@@ -58,7 +61,7 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
 
 
 def _model(
-    architecture: str, config: PreTrainedConfig, weights: str, pooling: str, ignore: tuple[str, ...]
+    architecture: str, config: "PreTrainedConfig", weights: str, pooling: str, ignore: tuple[str, ...]
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model, and what of its file was left out."""
     model = AutoModel.from_config(config)
