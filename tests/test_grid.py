@@ -279,6 +279,7 @@ def test_a_changed_recipe_lists_fine_tuning_and_what_needs_it(tree):
         ("version", ["04_linear_probing.one", "05_fine_tuning.one.full"], "step probing: code version 1 -> 2"),
         ("extension", ["04_linear_probing.one", "04_linear_probing.two"], "file studies/probe.py changed"),
         ("notebook", ["09_label_efficiency"], "notebook 09_label_efficiency changed"),
+        ("question", ["08_shortcuts"], "file training/shortcuts.py changed"),
         ("batch", ["03_encoders", "04_linear_probing.one"], "encoder one changed: batch_size 32 -> 16"),
         ("analysis", ["03_encoders", "06_benchmark"], "code of the analysis changed"),
         ("predictions", ["04_linear_probing.one"], "missing or damaged: predictions/one/logistic/fold1.parquet"),
@@ -295,6 +296,7 @@ def test_a_change_makes_stale_what_depends_on_it_and_only_that(tree, stale, monk
         "predictions": tree.results / "tiny" / "predictions" / "one" / "logistic" / "fold1.parquet",
         "sidecar": tree.results / "tiny" / "predictions" / "one" / "logistic" / "fold1.json",
         "output": tree.results / "tiny" / "tables" / "conditions.csv",
+        "question": tree.folder / "fpbench" / "training" / "shortcuts.py",
     }  # fmt: skip
     edits = {"notebook": ("put(", "put( "), "output": ("x", "y")}
     assert stale() == {}
@@ -320,7 +322,7 @@ def test_a_change_makes_stale_what_depends_on_it_and_only_that(tree, stale, monk
     if change in ("probes", "extension"):
         assert not {"01_cohorts", "02_splits", "03_encoders"} & set(found)
         assert "05_fine_tuning.one.full" not in own
-    if change in ("notebook", "output", "title"):
+    if change in ("notebook", "question", "output", "title"):
         assert set(found) == ({*jobs, "report"} if jobs else set())
 
 

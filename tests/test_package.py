@@ -213,6 +213,24 @@ def test_every_protocol_is_one_file_and_one_line():
     assert not re.search(r"\b0\d_", text)
 
 
+def test_a_job_depends_on_the_modules_without_a_version_that_its_notebook_calls():
+    """Before, notebooks loaded these files by their paths, and a job's key held the files that it loaded."""
+    called = {
+        "grid/reference.py": "reference",
+        "training/shortcuts.py": "training.shortcuts",
+        "training/efficiency.py": "training.efficiency",
+    }
+    for row in jobs.rows():
+        path = ROOT / "notebooks" / f"{row['job'].partition('.')[0]}.ipynb"
+        text = path.read_text() if path.is_file() else ""
+        imports = {
+            file
+            for file, name in called.items()
+            if re.search(rf"from fpbench\.(grid import {name}|{name} import)\b", text)
+        }
+        assert imports == set(row["code"]), row["job"]
+
+
 def test_the_names_handed_on_are_documented():
     assert 10 <= len(fpbench.__all__) <= 15
     for name in fpbench.__all__:

@@ -107,7 +107,7 @@ def changes(old: dict, new: dict) -> list[str]:
 
 def rows() -> list[dict]:
     """Return the kinds of jobs, in order: the rows of ``grid.yaml``, each with all its fields."""
-    absent = {"priority": 0, "passes": 0}
+    absent: dict = {"priority": 0, "passes": 0, "code": []}
     return [absent | row for row in yaml.safe_load(Path(__file__).with_name("grid.yaml").read_text())]
 
 
@@ -137,7 +137,8 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
             name, output = row["job"].format(**given), study.folder / row["output"].format(**given)
             wanted = [group for one in row["parts"] for group in matching(groups, one.format(**given))]
             parts = {key: part for group in wanted for key, part in groups[group].items()}
-            parts = json.loads(json.dumps(parts | _sources(name.partition(".")[0])))
+            code = {f"file {file}": artifacts.file_sha256(paths.PACKAGE / file) for file in row["code"]}
+            parts = json.loads(json.dumps(parts | code | _sources(name.partition(".")[0])))
             needs = [need for one in row["needs"] for need in matching(found, one.format(**given))]
             needs = [need for need in needs if encoder or found[need].result not in missing]
             found[name] = Job(name, study.folder, output, needs, parts, encoder, mode)
