@@ -4,6 +4,10 @@ Conventions: ``y`` (N,) holds class indices, ``logits`` (N, K) one column per cl
 that occur in the test cohort: macro scores average over them alone, passed explicitly, so a prediction outside the space is a
 miss for its true class and adds no class of its own. ``open`` takes the arg-max over all K classes, ``shared`` over the
 space; probabilities are the softmax over the same columns (``shared`` renormalises).
+
+A class of the space without an image has no score, and no macro score has a value then: NaN, never a silent 0. Weighted F1 takes the
+weights of the rows at hand. A model that gives nothing but answers stands as ``logits`` (N,): class indices, NONE for what is no class
+of the task. What needs probabilities is NaN for it; under ``shared`` everything is, unless all its answers lie in the space.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,8 @@ from sklearn import metrics as sk
 from fpbench.errors import InputError
 
 RULES = ("open", "shared")
-HEADLINE = "macro F1"
+RANKED = ("AUROC", "AUPRC")  # sort the images, which takes longer than all the others
+NONE = -1  # an answer that is no class of the task
 CALIBRATION = ("ECE", "Brier", "NLL")  # the lower, the better
 ECE_BINS = 15  # equal widths on [0, 1]
 
@@ -41,8 +46,23 @@ def restrict(logits: np.ndarray, space: Sequence[int], rule: str) -> np.ndarray:
     return restricted
 
 
+def decided(logits: np.ndarray, space: Sequence[int], rule: str) -> np.ndarray | None:
+    """Return the answers (N,): the arg-max of logits (N, K) under a rule, or answers (N,) as they are.
+
+    None where answers alone do not say what would be answered under the rule.
+    """
+    if np.ndim(logits) == 2:
+        return restrict(logits, space, rule).argmax(axis=1)
+    return logits if rule == "open" or np.isin(logits, list(space)).all() else None
+
+
 def scores(
-    y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open", ranked: bool = True
+    y: np.ndarray,
+    logits: np.ndarray,
+    space: Sequence[int],
+    rule: str = "open",
+    ranked: bool = True,
+    positive: int | None = None,
 ) -> dict[str, float]:
     """Return every reported score of one model on one test cohort.
 
@@ -51,46 +71,62 @@ def scores(
     y
         (N,) class indices, all in ``space``.
     logits
-        (N, K) finite.
+        (N, K) finite, or (N,) answers.
     space
         The test cohort's classes, in the order of the task.
     rule
         ``"open"`` or ``"shared"``.
     ranked
-        With AUROC, which takes longer than all the others.
+        With AUROC and AUPRC.
+    positive
+        The class that AUPRC is of; None: there is no AUPRC.
 
     Returns
     -------
     dict
-        Macro F1 (the headline), weighted F1, accuracy, balanced accuracy, macro one-vs-rest AUROC, ECE, Brier, NLL (nats).
-        AUROC is NaN where a class of the space has no image or no other.
+        Macro F1, weighted F1, accuracy, balanced accuracy, macro one-vs-rest AUROC, AUPRC (average precision) of ``positive``, ECE, Brier,
+        NLL (nats). NaN as the module says; AUROC and AUPRC also where a class has no other beside it.
     """
-    y, space, z, predicted = _answered(y, logits, space, rule)
-    z = log_softmax(z)
-    probability = np.exp(z)
+    y, space, predicted = _checked(y, logits, space, rule)
+    names = [name for name in RANKED if ranked and (name != "AUPRC" or positive is not None)]
+    if predicted is None:
+        return dict.fromkeys(("macro F1", "weighted F1", "accuracy", "balanced accuracy", *names, *CALIBRATION), np.nan)
     _, recall, f1, images = _by_class(y, predicted, space)
-    return {
-        "macro F1": float(f1.mean()),
-        "weighted F1": float(np.average(f1, weights=images)),
-        "accuracy": float((predicted == y).mean()),
-        "balanced accuracy": float(recall.mean()),
-        **({"AUROC": float(auroc(y[:, None] == space, probability[:, space]).mean())} if ranked else {}),
-        "ECE": ece(probability.max(axis=1), predicted == y),
-        "Brier": float(((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()),
-        "NLL": float(-z[np.arange(len(y)), y].mean()),
+    found = {
+        "macro F1": f1.mean(),
+        "weighted F1": np.average(np.nan_to_num(f1), weights=images),
+        "accuracy": (predicted == y).mean(),
+        "balanced accuracy": recall.mean(),
     }
+    if np.ndim(logits) == 1:
+        return {name: float(value) for name, value in found.items()} | dict.fromkeys((*names, *CALIBRATION), np.nan)
+    z = log_softmax(restrict(logits, space, rule))
+    probability = np.exp(z)
+    if "AUROC" in names:
+        found["AUROC"] = auroc(y[:, None] == space, probability[:, space]).mean()
+    if "AUPRC" in names:
+        found["AUPRC"] = average_precision(y == positive, probability[:, positive])
+    found["ECE"] = ece(probability.max(axis=1), predicted == y)
+    found["Brier"] = ((probability - np.eye(z.shape[1])[y]) ** 2).sum(axis=1).mean()
+    found["NLL"] = -z[np.arange(len(y)), y].mean()
+    return {name: float(value) for name, value in found.items()}
 
 
 def per_class(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> dict[str, np.ndarray]:
-    """Return precision, recall, F1 and images of each class of ``space``, each of shape (len(space),)."""
-    y, space, _, predicted = _answered(y, logits, space, rule)
-    return dict(zip(("precision", "recall", "F1", "images"), _by_class(y, predicted, space), strict=True))
+    """Return precision, recall, F1 and images of each class of ``space``, each of shape (len(space),); NaN as the module says."""
+    y, space, predicted = _checked(y, logits, space, rule)
+    nothing = (*[np.full(len(space), np.nan)] * 3, np.bincount(y, minlength=max(space) + 1)[space])
+    found = nothing if predicted is None else _by_class(y, predicted, space)
+    return dict(zip(("precision", "recall", "F1", "images"), found, strict=True))
 
 
-def confusion(y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str = "open") -> np.ndarray:
-    """Return counts (len(space), K): rows are true classes of the space, columns all classes of the task."""
-    y, space, z, predicted = _answered(y, logits, space, rule)
-    return sk.confusion_matrix(y, predicted, labels=range(z.shape[1]))[space]
+def confusion(y: np.ndarray, logits: np.ndarray, space: Sequence[int], classes: int) -> np.ndarray:
+    """Return counts (len(space), ``classes``), open: rows are true classes of the space, columns the answers; NONE stands in no column."""
+    y, space, predicted = _checked(y, logits, space, "open")
+    assert predicted is not None  # `open` decides always
+    counted = predicted != NONE
+    where = np.ravel_multi_index((y[counted], predicted[counted]), (classes, classes))
+    return np.bincount(where, minlength=classes**2).reshape(classes, classes)[space]
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -101,6 +137,11 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
     return found
 
 
+def average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """Return the average precision (AUPRC) of scores (N,); NaN where one side is empty."""
+    return sk.average_precision_score(positive, score) if positive.any() and not positive.all() else np.nan
+
+
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
     """Return the expected calibration error of the top class over ``bins`` bins of equal width."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -109,26 +150,27 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> fl
 
 
 def _by_class(y: np.ndarray, predicted: np.ndarray, space: list[int]) -> tuple[np.ndarray, ...]:
-    """Return precision, recall, F1 (0 where undefined) and images of each class, as scikit-learn does, without its checks."""
-    size = max(y.max(), predicted.max(), *space) + 1
-    images, named, right = (np.bincount(of, minlength=size)[space] for of in (y, predicted, y[y == predicted]))
+    """Return precision, recall, F1 (NaN without an image; precision 0 without an answer) and images of each class, as scikit-learn."""
+    named_any = predicted[predicted != NONE]
+    size = max(y.max(), named_any.max(initial=0), *space) + 1
+    images, named, right = (np.bincount(of, minlength=size)[space] for of in (y, named_any, y[y == predicted]))
+    there = np.where(images > 0, 1.0, np.nan)
     precision, recall, f1 = (
-        n / np.maximum(of, 1) for n, of in ((right, named), (right, images), (2 * right, images + named))
+        there * n / np.maximum(of, 1) for n, of in ((right, named), (right, images), (2 * right, images + named))
     )
     return precision, recall, f1, images
 
 
-def _answered(
+def _checked(
     y: np.ndarray, logits: np.ndarray, space: Sequence[int], rule: str
-) -> tuple[np.ndarray, list[int], np.ndarray, np.ndarray]:
-    """Return y and space as they are worked with, the restricted logits and the answers; InputError for other input."""
+) -> tuple[np.ndarray, list[int], np.ndarray | None]:
+    """Return y and space as they are worked with, and the answers (see ``decided``); InputError for other input."""
     y, space, shape = np.asarray(y), list(space), np.shape(logits)
-    if len(shape) != 2 or len(y) != shape[0] or not len(y):
+    if len(shape) not in (1, 2) or len(y) != shape[0] or not len(y):
         raise InputError(f"expected labels (N,) and logits (N, K) with N > 0, found {y.shape} and {shape}")
     if not np.isfinite(logits).all():
         raise InputError("expected finite logits, found NaN or infinity")
     if outside := sorted(set(np.unique(y)) - set(space)):
         found = f"labels {outside} are outside the label space {space} of this cohort"
         raise InputError(f"{found}: drop those rows or widen the space")
-    z = restrict(logits, space, rule)
-    return y, space, z, z.argmax(axis=1)
+    return y, space, decided(logits, space, rule)

@@ -4,10 +4,16 @@
 rest trains. ``crossval``: all patients are cut into folds, fold k tests, fold k+1 validates, the rest trains. Folds are
 stratified by class and never divide a group (patients linked by a pixel-identical image). A training group that is linked
 to an official test group is dropped from training. The cut depends on the seed and on the labels, not on the order of rows.
+
+Every part of every fold holds every class of the task. scikit-learn's cut can leave a fold without one although there are groups
+enough: then the next seeds are tried in order; then cuts by the rarest class of each group, which spread what is rare, with the same
+seeds. Which cut was used is told.
 """
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +26,7 @@ from fpbench.tasks import Task
 
 VERSION = 1  # of the cut; raise it when folds change
 SCHEMES = ("official", "crossval")
+TRIES = 20  # seeds, from the study's upwards
 COLUMNS = ("image_id", "patient", "group", "label", "part")
 
 
@@ -40,6 +47,8 @@ class Splits:
     scheme: str
     folds: int
     frame: pd.DataFrame  # COLUMNS; part is fold0, fold1, ..., or test, dropped, unused (no class of the task)
+    seed: int = 0  # that the folds were cut with
+    why: str = ""  # another seed than the study's
 
     def fold(self, number: int) -> Fold:
         """Return one fold as positions in the cohort's frame."""
@@ -61,13 +70,14 @@ class Splits:
         parts = self.frame.groupby(self.frame["part"].str.replace(r"fold\d+", "folds", regex=True))
         why = {"unused": " (no class of the task)", "dropped": " (linked to a test patient by an identical image)"}
         counts = {name: f"{len(rows):,} images, {rows['patient'].nunique():,} patients" for name, rows in parts}
-        return "\n".join(f"{name}: {count}{why.get(name, '')}" for name, count in counts.items())
+        lines = [f"{name}: {count}{why.get(name, '')}" for name, count in counts.items()]
+        return "\n".join([*lines, f"cut with seed {self.seed}: {self.why}"] if self.why else lines)
 
     def save(self, path: Path) -> None:
         """Write the cut as a CSV that people can cite."""
         with artifacts.atomic(path) as temporary:
             self.frame.to_csv(temporary, index=False)
-        artifacts.commit(path, {"scheme": self.scheme, "folds": self.folds})
+        artifacts.commit(path, {"scheme": self.scheme, "folds": self.folds, "seed": self.seed, "why": self.why})
 
 
 def load_splits(path: Path, cohort: Cohort) -> Splits:
@@ -76,7 +86,7 @@ def load_splits(path: Path, cohort: Cohort) -> Splits:
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if tuple(frame.columns) != COLUMNS or frame["image_id"].tolist() != cohort.frame["image_id"].tolist():
         raise InputError(f"{path} was made for other images than {cohort.describe()}: run notebook 02 again")
-    return Splits(about["scheme"], about["folds"], frame)
+    return Splits(about["scheme"], about["folds"], frame, about.get("seed", 0), about.get("why", ""))
 
 
 def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int = 5, seed: int = 0) -> Splits:
@@ -103,7 +113,7 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
     Raises
     ------
     InputError
-        Too few patients: some class would be absent from a part. The message names it.
+        A class would be absent from a part, or nobody is published as test part. The message names part and class.
     """
     if scheme not in SCHEMES:
         raise InputError(f"unknown split {scheme!r}: expected one of {', '.join(SCHEMES)}")
@@ -113,27 +123,82 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
     part = np.full(len(frame), "unused", dtype=object)
     usable = np.array(task.codes(frame[task.label])) >= 0
     test = usable & (frame["official_split"] == "test").to_numpy() & (scheme == "official")
+    if scheme == "official":
+        _check_test(frame[test], task, cohort.name)
     linked = usable & ~test & frame["group"].isin(frame["group"][test]).to_numpy()
     part[test], part[linked] = "test", "dropped"
     rows = np.flatnonzero(usable & ~test & ~linked)
-    part[rows] = _cut(frame.iloc[rows], task, folds, seed)
+    part[rows], used, why = _cut(frame.iloc[rows], task, folds, seed)
     table = frame[["image_id", "patient", "group"]].assign(label=frame[task.label].fillna(""), part=part.astype(str))
-    return Splits(scheme, folds, table.reset_index(drop=True))
+    return Splits(scheme, folds, table.reset_index(drop=True), used, why)
 
 
-def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> np.ndarray:
+def _check_test(test: pd.DataFrame, task: Task, name: str) -> None:
+    if test.empty:
+        raise InputError(
+            f"{name} publishes no test part: write `split: crossval` into the study, or a column `split` for it"
+        )
+    if lacking := [one for one in task.classes if one not in set(test[task.label])]:
+        how = "write `split: crossval`, or a task of your own without them (`task: {name: ..., classes: [...]}`)"
+        raise InputError(f"the published test part of {name} has no image of {', '.join(lacking)}: {how}")
+
+
+def _cut(frame: pd.DataFrame, task: Task, folds: int, seed: int) -> tuple[np.ndarray, int, str]:
+    """Return the part of every row, the seed of the cut, and why it is not the first one."""
+    labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
+    per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}
+    if few := {name: count for name, count in per_class.items() if count < folds}:
+        told = ", ".join(f"{name} {count}" for name, count in few.items())
+        how = "cut fewer folds, train on another cohort, or leave the class out in a task of your own"
+        if enough := [name for name in task.classes if name not in few]:
+            how += f" (`task: {{name: mine, label: {task.label}, classes: [{', '.join(enough)}]}}`)"
+        raise InputError(f"{folds} folds need at least {folds} patient groups of every class; found {told}: {how}")
+    first = ""
+    for way, tried in product((_by_images, _by_rarest), range(seed, seed + TRIES)):
+        part = np.char.add("fold", way(labels, groups, folds, tried % 2**32).astype(str)).astype(object)
+        lacking = [
+            (f"fold{n}", name) for n in range(folds) for name in task.classes if name not in labels[part == f"fold{n}"]
+        ]
+        if not lacking:
+            how = "; cut by the rarest class of each group" if way is _by_rarest else ""
+            return part, tried % 2**32, f"seed {seed} leaves {first}{how}" if first else ""
+        first = first or "{} without {}".format(*lacking[0])
+    raise InputError(
+        f"expected every class in every one of {folds} folds, found {first} with seed {seed}, and {2 * TRIES - 1} other cuts do no "
+        "better: cut fewer folds, or try another `seed`"
+    )
+
+
+def _by_images(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of every row: folds have alike shares of the images of every class."""
     from sklearn.model_selection import (
         StratifiedGroupKFold,
     )  # a second for which ``doctor`` and ``status`` need not wait
 
-    labels, groups = frame[task.label].to_numpy(str), np.unique(frame["group"].to_numpy(str), return_inverse=True)[1]
-    per_class = {name: len(np.unique(groups[labels == name])) for name in task.classes}
-    if few := ", ".join(f"{name} {count}" for name, count in per_class.items() if count < folds):
-        raise InputError(f"{folds} folds need at least {folds} patient groups of every class; found {few}")
-    part, cutter = np.empty(len(frame), object), StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held_out) in enumerate(cutter.split(labels, labels, groups)):
-        part[held_out] = f"fold{number}"
-    return part
+    return _numbered(
+        StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups), len(labels)
+    )
+
+
+def _by_rarest(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of every row: folds have alike shares of the groups whose rarest class is the same."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    pairs = pd.DataFrame({"group": groups, "label": labels}).drop_duplicates()
+    pairs["held by"] = pairs.groupby("label")["group"].transform("size")
+    rarest = pairs.sort_values(["held by", "label"]).groupby("group")["label"].first()  # sorted by group
+    cutter = StratifiedKFold if rarest.value_counts().max() >= folds else KFold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # fewer groups of a kind than folds: the caller looks
+        fold = _numbered(cutter(folds, shuffle=True, random_state=seed).split(rarest, rarest), len(rarest))
+    return fold[np.unique(groups, return_inverse=True)[1]]
+
+
+def _numbered(cut: Iterable, rows: int) -> np.ndarray:
+    fold = np.empty(rows, int)
+    for number, (_, held_out) in enumerate(cut):
+        fold[held_out] = number
+    return fold
 
 
 def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] = ()) -> pd.DataFrame:

@@ -1,15 +1,24 @@
-"""What is predicted. A task names its label column, the order of its classes, who trains it and who tests it.
+"""What is predicted. A task names its label column, the order of its classes, who trains it, and by what it is judged.
 
-Nothing else in the library knows how many planes there are: to add a task, add an entry to ``TASKS``. Populations, not
-cohorts, are named here, so that the real archive, its sample and its phantom serve the same task.
+Nothing else in the library knows how many planes there are: a task is an entry of ``TASKS``, or a block of a study. Populations,
+not cohorts, are named here, so that the real archive, its sample and its phantom serve the same task. A population that a task
+does not name is scored on the classes of the task that occur in it.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fpbench.errors import InputError
 
 EVERY, JOIN = "all classes", " + "  # names of label spaces
+HEADLINES = (
+    "macro F1",
+    "weighted F1",
+    "accuracy",
+    "balanced accuracy",
+    "AUROC",
+    "AUPRC",
+)  # of metrics.scores; higher is better
 
 
 @dataclass(frozen=True)
@@ -17,11 +26,45 @@ class Task:
     """A classification task."""
 
     name: str
-    title: str  # for headings
     label: str  # column of the cohort frame that holds the class
     classes: tuple[str, ...]  # order of the logits; rows with any other label take no part
-    train: str  # population that the models are trained on
-    tests: dict[str, tuple[str, ...]] = field(default_factory=dict)  # population -> the classes that occur in it
+    title: str = ""  # for headings; empty: the name
+    train: str = ""  # population that the models are trained on
+    tests: dict[str, tuple[str, ...]] = field(default_factory=dict)  # population -> the classes that it is scored on
+    headline: str = HEADLINES[0]  # the score that tables and sentences speak of
+    positive: str = ""  # the class that is looked for, if it is a search: AUPRC is of it
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scored."""
+        object.__setattr__(self, "title", self.title or self.name)
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"task {self.name}: expected two different classes or more, found {list(self.classes)}")
+        if self.headline not in HEADLINES:
+            raise InputError(
+                f"task {self.name}: unknown headline {self.headline!r}: expected one of {', '.join(HEADLINES)}"
+            )
+        if self.positive not in ("", *self.classes) or (self.headline == "AUPRC" and not self.positive):
+            wanted = f"expected `positive` to be one of {', '.join(self.classes)}"
+            raise InputError(f"task {self.name}: {wanted}, found {self.positive!r} (AUPRC needs it)")
+        for population, classes in self.tests.items():
+            if not classes or (unknown := [name for name in classes if name not in self.classes]):
+                found = f"found {unknown}" if classes else "found none"
+                raise InputError(
+                    f"task {self.name}, tests of {population}: expected some of {', '.join(self.classes)}, {found}"
+                )
+
+    def adapted(self, train: str, tests: Mapping[str, Sequence[str]]) -> "Task":
+        """Return the task trained on another population (empty: the same), and narrowed to some classes for some populations."""
+        narrowed = {
+            name: tuple(c for c in self.classes if c in wanted) if set(wanted) <= set(self.classes) else tuple(wanted)
+            for name, wanted in tests.items()
+        }
+        return replace(self, train=train or self.train, tests=self.tests | narrowed)
+
+    @property
+    def home(self) -> tuple[str, ...]:
+        """Return the classes that the population which trains is scored on."""
+        return self.tests.get(self.train, self.classes)
 
     def codes(self, labels: Iterable) -> list[int]:
         """Return the class index of each label; -1 where a label is no class of this task."""
@@ -53,8 +96,8 @@ PLANES = ("abdomen", "brain", "femur", "thorax", "cervix", "other")
 BRAIN_PLANES = ("trans-thalamic", "trans-ventricular", "trans-cerebellar")
 
 _ALL = (
-    Task("planes", "six fetal planes", "plane", PLANES, "spain", {"spain": PLANES, "africa": PLANES[:4]}),
-    Task("brain_planes", "brain sub-planes", "brain_plane", BRAIN_PLANES, "spain", {"spain": BRAIN_PLANES}),
+    Task("planes", "plane", PLANES, "six fetal planes", "spain", {"spain": PLANES, "africa": PLANES[:4]}),
+    Task("brain_planes", "brain_plane", BRAIN_PLANES, "brain sub-planes", "spain", headline="weighted F1"),
 )
 TASKS = {task.name: task for task in _ALL}
 

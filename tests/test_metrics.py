@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 
 from fpbench import metrics
 from fpbench.errors import InputError
@@ -59,7 +59,7 @@ def test_every_score_equals_its_definition_in_scikit_learn():
     by_class = metrics.per_class(y, logits, range(6))
     assert by_class["F1"].mean() == pytest.approx(got["macro F1"], abs=1e-12)
     assert by_class["recall"].mean() == pytest.approx(got["balanced accuracy"], abs=1e-12)
-    assert metrics.confusion(y, logits, range(6)).sum() == 300
+    assert metrics.confusion(y, logits, range(6), 6).sum() == 300
 
 
 def test_ece_by_hand():
@@ -68,10 +68,49 @@ def test_ece_by_hand():
     assert metrics.ece(np.ones(3), np.ones(3, bool)) == 0
 
 
-def test_an_absent_class_gives_nan_auroc_and_not_a_number_made_up():
-    y, logits = np.zeros(4, int), np.eye(4, 6)
-    assert np.isnan(metrics.scores(y, logits, [0, 1])["AUROC"])
-    assert metrics.confusion(y, logits, [0, 1]).shape == (2, 6)
+def test_an_absent_class_gives_nan_and_not_a_number_made_up():
+    y, logits = np.array([0, 0, 1, 1]), np.eye(4, 6)[[0, 0, 1, 0]] * 9
+    found = metrics.scores(y, logits, [0, 1, 2])  # no image of class 2: before, a silent 0 in the macro average
+    assert all(np.isnan(found[name]) for name in ("macro F1", "balanced accuracy", "AUROC"))
+    assert found["weighted F1"] == pytest.approx(f1_score(y, logits.argmax(1), average="weighted"), abs=1e-12)
+    assert found["accuracy"] == 0.75
+    by_class = metrics.per_class(y, logits, [0, 1, 2])
+    assert all(np.isnan(by_class[name][2]) for name in ("precision", "recall", "F1"))
+    assert np.isfinite(by_class["F1"][:2]).all()
+    assert by_class["images"].tolist() == [2, 2, 0]
+    assert metrics.confusion(y, logits, [0, 1], 6).shape == (2, 6)
+
+
+def test_answers_alone_are_scored_like_the_logits_that_give_them():
+    rng = np.random.default_rng(0)
+    y, logits = rng.integers(0, 4, 200), rng.normal(size=(200, 6))
+    whole, alone = (
+        metrics.scores(y, logits, SHARED, positive=1),
+        metrics.scores(y, logits.argmax(1), SHARED, positive=1),
+    )
+    for name in ("macro F1", "weighted F1", "accuracy", "balanced accuracy"):
+        assert alone[name] == whole[name]
+    assert all(np.isnan(alone[name]) for name in (*metrics.RANKED, *metrics.CALIBRATION))
+    assert (metrics.confusion(y, logits.argmax(1), SHARED, 6) == metrics.confusion(y, logits, SHARED, 6)).all()
+
+
+def test_an_answer_that_is_no_class_is_a_miss_and_adds_none():
+    y, said = np.array([0, 0, 1, 1]), np.array([0, metrics.NONE, 1, 1])
+    found = metrics.scores(y, said, [0, 1])
+    assert found["macro F1"] == pytest.approx((2 / 3 + 1) / 2, abs=1e-12)
+    assert metrics.confusion(y, said, [0, 1], 3).tolist() == [[1, 0, 0], [0, 2, 0]]
+    assert np.isnan(metrics.scores(y, said, [0, 1], "shared")["macro F1"])  # what it would have said is not known
+    assert metrics.scores(y, np.array([0, 0, 1, 0]), [0, 1], "shared")["accuracy"] == 0.75  # here it is
+    assert np.isnan(metrics.per_class(y, said, [0, 1], "shared")["F1"]).all()
+
+
+def test_average_precision_is_that_of_the_positive_class():
+    rng = np.random.default_rng(0)
+    y, logits = rng.integers(0, 2, 100), rng.normal(size=(100, 2))
+    found = metrics.scores(y, logits, [0, 1], positive=1)["AUPRC"]
+    assert found == pytest.approx(average_precision_score(y, metrics.softmax(logits)[:, 1]), abs=1e-12)
+    assert "AUPRC" not in metrics.scores(y, logits, [0, 1])
+    assert np.isnan(metrics.scores(y[y == 1], logits[y == 1], [1], positive=1)["AUPRC"])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from fpbench import load_cohort, make_splits
-from fpbench.cohorts import spain
+from fpbench.cohorts import Cohort, spain
 from fpbench.errors import InputError
 from fpbench.splits import SCHEMES, balance, load_splits, prove_disjoint
 from fpbench.tasks import TASKS, Task, get_task
@@ -26,7 +28,7 @@ def real(shared):
     train = frame.index[(frame["official_split"] == "train") & (frame["plane"] == "femur")][0]
     test = frame.index[(frame["official_split"] == "test") & (frame["plane"] == "femur")][0]
     frame.loc[train, "pixels"] = frame.loc[test, "pixels"]
-    from fpbench.cohorts import Cohort, group_patients
+    from fpbench.cohorts import group_patients
 
     frame.insert(3, "group", group_patients(frame["patient"], frame["pixels"]))
     return Cohort(spain.SOURCE, frame), frame.loc[train, "patient"]
@@ -150,9 +152,73 @@ def test_adding_a_task_needs_no_other_module(home, monkeypatch):
     monkeypatch.setitem(
         TASKS,
         "machines",
-        Task("machines", "machine", "official_split", ("train", "test"), "spain", {"spain": ("train", "test")}),
+        Task("machines", "official_split", ("train", "test"), train="spain"),
     )
     splits = make_splits(home, get_task("machines"), "crossval", 4)
     assert set(splits.frame["label"]) == {"train", "test"}
     with pytest.raises(InputError, match="unknown task"):
         get_task("nothing")
+
+
+def made_up(rng: np.random.Generator) -> tuple[Cohort, Task, int]:
+    """A cohort of few patients with several classes each, as a hospital has them; also the fewest groups of a class."""
+    classes, groups, rows = int(rng.integers(2, 7)), int(rng.integers(5, 40)), []
+    for group in range(groups):
+        count = int(rng.integers(1, 12))
+        drawn = rng.choice(classes, count, p=rng.dirichlet(np.ones(classes) / 2))
+        rows += [(f"g{group:02d}/{n}", f"g{group:02d}", f"c{k}") for n, k in enumerate(drawn)]
+    frame = pd.DataFrame(rows, columns=["image_id", "patient", "plane"])
+    frame = frame.assign(group=frame["patient"], pixels=frame["image_id"], official_split=None)
+    task = Task("made up", "plane", tuple(f"c{k}" for k in range(classes)), train="spain")
+    fewest = frame.groupby("plane")["group"].nunique().reindex(task.classes, fill_value=0).min()
+    return Cohort(spain.SOURCE, frame), task, int(fewest)
+
+
+def test_the_cut_that_left_a_fold_without_a_class_is_cut_with_the_next_seed():
+    cohort, task, fewest = made_up(np.random.default_rng(12))
+    assert fewest >= 5
+    labels, groups = cohort.frame["plane"].to_numpy(str), cohort.frame["group"].to_numpy(str)
+    cutter = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    plain = [set(labels[held_out]) for _, held_out in cutter.split(labels, labels, groups)]
+    assert set(task.classes) - plain[2] == {"c4"}  # what was returned before, without a word
+    splits = make_splits(cohort, task, "crossval", 5, 0)
+    assert f"cut with seed {splits.seed}: seed 0 leaves fold2 without c4; cut by the rarest" in splits.summary()
+    assert make_splits(cohort, task, "crossval", 5, 0).digest() == splits.digest()
+
+
+def test_every_part_of_every_fold_holds_every_class_or_the_cut_fails():
+    cut, other, failed = 0, 0, []
+    for number in range(120):
+        cohort, task, fewest = made_up(np.random.default_rng(number))
+        try:
+            splits = make_splits(cohort, task, "crossval", 5, 0)
+        except InputError as error:
+            failed.append((r"c\d \d" if fewest < 5 else r"fold\d without c\d", str(error)))
+            continue
+        assert fewest >= 5
+        cut, other = cut + 1, other + bool(splits.why)
+        for fold in map(splits.fold, range(5)):
+            for rows in (fold.train, fold.validation, fold.test):
+                assert set(cohort.frame["plane"].iloc[rows]) == set(task.classes)
+    assert cut > 20
+    assert other > 3
+    assert failed
+    assert all(re.search(pattern, text) for pattern, text in failed)
+
+
+def test_as_many_groups_as_folds_of_one_class_each_cannot_be_cut_into_empty_folds():
+    frame = pd.DataFrame({"image_id": [f"{n}" for n in range(10)], "patient": [f"p{n % 5}" for n in range(10)]})
+    frame = frame.assign(group=frame["patient"], plane=["a", "b"] * 5, pixels=frame["image_id"], official_split=None)
+    task = Task("two", "plane", ("a", "b"), train="spain")
+    splits = make_splits(Cohort(spain.SOURCE, frame), task, "crossval", 5)
+    assert all(len(splits.fold(n).test) == 2 for n in range(5))
+    with pytest.raises(InputError, match="no test part: write `split: crossval`"):
+        make_splits(Cohort(spain.SOURCE, frame), task, "official", 5)
+
+
+def test_a_published_test_part_without_a_class_is_refused(home):
+    frame = home.frame.assign(
+        official_split=home.frame["official_split"].where(home.frame["plane"] != "femur", "train")
+    )
+    with pytest.raises(InputError, match="no image of femur: write `split: crossval`"):
+        make_splits(Cohort(spain.SOURCE, frame), PLANES, "official", 4)

@@ -4,6 +4,7 @@ import difflib
 import reprlib
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -11,10 +12,23 @@ import yaml
 from fpbench.errors import InputError
 
 
-def plain_yaml(text: str | bytes, where: str) -> Any:
-    """Return what YAML says, plain values alone; InputError names ``where``."""
+class _TextKeys(yaml.SafeLoader):
+    """Keys are text as they stand (``yes``, ``012``), and none stands twice in a table."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        own = [str(key.value)[:100] for key, _ in node.value]
+        if bad := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
+            raise yaml.MarkedYAMLError(problem="expected keys that are words", problem_mark=bad[0].start_mark)
+        if twice := [key for key in own if own.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]!r} stands twice", problem_mark=node.start_mark)
+        self.flatten_mapping(node)
+        return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
+
+
+def plain_yaml(text: str | bytes, where: str, text_keys: bool = False) -> Any:
+    """Return what YAML says, plain values alone; ``text_keys``: keys are words of a table; InputError names ``where``."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _TextKeys if text_keys else yaml.SafeLoader)
     except Exception as error:  # dates, numbers and deep nesting raise others than YAMLError
         raise InputError(f"{where}: not YAML of plain values ({str(error)[:400] or type(error).__name__})") from None
 
@@ -52,11 +66,19 @@ def build(kind: type, content: Any, where: str, also: Sequence[str] = (), **give
 
 
 def convert(kind: Any, value: Any, where: str) -> Any:
-    """Return a value of YAML as the type of a field: a plain type, a list of such, or a dataclass; InputError otherwise."""
-    if get_origin(kind) is list:
+    """Return a value of YAML as the type of a field: a plain type, a list, tuple or table of such, or a dataclass; InputError otherwise."""
+    if (origin := get_origin(kind)) in (list, tuple):
         if not isinstance(value, list):
             raise InputError(f"{where}: expected a list, found {reprlib.repr(value)}")
-        return [convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value)]
+        return origin(convert(get_args(kind)[0], item, f"{where}[{row}]") for row, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a table of keys and values, found {reprlib.repr(value)}")
+        one, other = get_args(kind)
+        return {convert(one, key, where): convert(other, item, f"{where}: {key}") for key, item in value.items()}
+    if origin is UnionType:  # as what the value looks like
+        kinds = get_args(kind)
+        return convert(next((one for one in kinds if isinstance(value, get_origin(one) or one)), kinds[0]), value, where)
     if isinstance(kind, type) and is_dataclass(kind):
         return build(kind, value, where)
     if isinstance(value, int | float) and not abs(value) < 2**63:
@@ -64,7 +86,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{where}: expected {kind.__name__}, found {reprlib.repr(value)}")
+        quotes = ": write it in quotes" if kind is str and isinstance(value, bool | int | float) else ""
+        raise InputError(f"{where}: expected {kind.__name__}, found {reprlib.repr(value)}{quotes}")
     if kind is str and not value.replace("\n", " ").isprintable():
         raise InputError(f"{where}: expected printable text, found {reprlib.repr(value)}")
     return value
