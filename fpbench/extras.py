@@ -15,6 +15,8 @@ EXTRAS = {  # extra -> the modules that it brings, as they are imported
         "papermill", "nbclient", "nbformat", "ipykernel", "IPython", "ipywidgets", "jupyterlab", "jupyter_client", "traitlets",
         "matplotlib", "seaborn", "psutil",
     ),
+    "dicom": ("pydicom",),
+    "excel": ("openpyxl",),
     "grid": ("snakemake", "snakemake_executor_plugin_slurm", "psutil"),
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ import pandas as pd
 import yaml
 from hypothesis import strategies as st
 
-from fpbench import predictions
+from fpbench import images, predictions
 from fpbench.cohorts import africa, spain
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
@@ -286,6 +286,36 @@ def sidecar_reader() -> Reader:
     )
 
 
+# ---- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def read_picture(path: Path) -> None:
+    """As it is, as a frame with bits, and under the suffix of DICOM; no message may quote the patient."""
+    from odd_pictures import NAMES
+
+    shutil.copy(path, copy := path.with_suffix(".dcm"))
+    refused = []
+    for one, bits in ((path, 0), (path.with_name(f"{path.name}#1"), 12), (copy, 16)):
+        try:
+            picture = images.decode(one, bits)
+            if picture.dtype != np.uint8 or picture.shape[2:] not in ((), (3,)) or not picture.size:
+                raise TypeError(f"no picture: {picture.dtype} {picture.shape}")
+        except InputError as error:
+            refused.append(error)
+    said = [*map(str, refused), images.decoding.damage(path)]
+    if any(name in one for name in NAMES for one in said):
+        raise RuntimeError(f"quotes the patient: {said}")
+    if len(refused) == 3:
+        raise refused[0]
+
+
+def picture_reader() -> Reader:
+    """Mutations of the odd pictures."""
+    from odd_pictures import odd_pictures
+
+    return Reader(".picture", read_picture, mutated(*odd_pictures().values()))
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "spain": lambda: label_reader(*label_files()[0]),
     "africa": lambda: label_reader(*label_files()[1]),
@@ -294,6 +324,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "safetensors": safetensors_reader,
     "predictions": predictions_reader,
     "sidecar": sidecar_reader,
+    "pictures": picture_reader,
 }
 
 

@@ -1,0 +1,146 @@
+"""Pictures: decoding, geometry, and a uint8 cache that every encoder reads.
+
+Arrays are uint8, ``(H, W)`` for grey and ``(H, W, 3)`` RGB for truly coloured pictures; a colour file whose three channels
+are equal is grey. Nothing here knows cohorts: it works on lists of paths, where ``FILE#k`` is frame k of a stack.
+
+``raster`` reads PNG, JPEG, BMP and TIFF, ``dicom`` (by way of ``tags``) DICOM, ``decoding`` chooses between them, ``geometry``
+makes squares. A picture is read as it is or refused; what had to be done to it is a note of ``scan``.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fpbench.files import artifacts, machine, paths
+from fpbench.files.progress import Progress
+from fpbench.images import decoding, dicom, raster
+from fpbench.images.decoding import decode, file_of
+from fpbench.images.geometry import INTERPOLATIONS, KINDS, OPENCV, PILLOW, TORCH, Geometry
+from fpbench.images.raster import FORMATS, MAX_PIXELS, ImageError, to_array
+
+__all__ = [
+    "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "TORCH", "VERSION", "Geometry", "ImageError",
+    "cached_images", "damaged", "decode", "file_of", "notes", "scan", "to_array",
+]  # fmt: skip
+
+VERSION = 2  # of decoding and geometry; raise it when their pixels change
+LOOKS = 3  # of the columns and refusals of ``scan``; raise it when they change, so that it looks again
+SCAN = ("sha256", "pixels", "width", "height", "coloured", "error", "note")
+
+
+def damaged(files: Sequence[Path], bits: int = 0) -> list[str]:
+    """Return what is wrong with each file that is no whole picture, also by the checksums that decoding skips."""
+    found = _parallel(lambda path: decoding.damage(path, bits), files, "opening pictures")
+    return [damage for damage in found if damage]
+
+
+def _parallel(function: Callable, items: Sequence, title: str) -> list:
+    with ThreadPoolExecutor(machine.workers()) as pool:
+        return list(Progress(pool.map(function, items), total=len(items), desc=title, unit="image"))
+
+
+def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
+    """Look at every picture once: hash of its bytes, hash of its pixels, size, colour; or what is wrong with it.
+
+    Parameters
+    ----------
+    files
+        N paths, of files or of frames ``FILE#k``.
+    bits
+        As for ``decode``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per path, columns SCAN. Two rows with equal ``pixels`` show the same picture, whatever their format. ``note``
+        says what was done to it, in fixed words joined by "; ". A frame's ``sha256`` is the digest of its file's and of k.
+        Decoding is cached by content: the second call on the same files only reads and hashes their bytes.
+    """
+    raster.check_bits(bits)
+    sums = _sums(files)
+    key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
+    path = paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet"
+    if artifacts.whole(path):
+        frame = pd.read_parquet(io.BytesIO(path.read_bytes()))  # at once: another process may put an equal one there
+    else:
+        rows = _parallel(_look, [(path, bits) for path in files], "looking at pictures")
+        frame = pd.DataFrame(rows, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
+        frame.insert(0, "sha256", sums)
+        with artifacts.atomic(path) as temporary:
+            frame.to_parquet(temporary, index=False)
+        artifacts.commit(path, {"files": len(files)})
+    for row in np.flatnonzero(frame["error"] != "").tolist():
+        frame.loc[row, "error"] = f"{files[row]}: {frame.loc[row, 'error']}"
+    return frame
+
+
+def _sums(files: Sequence[Path]) -> list[str]:
+    """Return the hash of every picture's bytes; the file of many frames is read once."""
+    named = [decoding.split(path) for path in files]
+    distinct = list(dict.fromkeys(file for file, _ in named))
+    sums = dict(zip(distinct, _parallel(artifacts.file_sha256, distinct, "hashing files"), strict=True))
+    return [sums[file] if frame is None else artifacts.digest([sums[file], frame]) for file, frame in named]
+
+
+def _look(asked: tuple[Path, int]) -> tuple:
+    try:
+        picture, said = decoding.look(*asked)
+    except ImageError as error:
+        return "", 0, 0, False, str(error).removeprefix(f"{asked[0]}: "), ""  # the same wherever the files lie
+    content = hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()
+    return content, picture.shape[1], picture.shape[0], picture.ndim == 3, "", "; ".join(said)
+
+
+def notes(looked: pd.DataFrame) -> list[str]:
+    """Return a line per note of some rows of ``scan``, e.g. "3 pictures: alpha dropped", the commonest first."""
+    counts = looked["note"].str.split("; ").explode().value_counts()
+    lines = [(-count, str(note)) for note, count in counts.items() if note]
+    return [f"{-count:,} picture{'s' * (count < -1)}: {note}" for count, note in sorted(lines)]
+
+
+def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometry, bits: int = 0) -> np.ndarray:
+    """Return all pictures in one geometry, decoded once and kept as a memory-mapped array.
+
+    Parameters
+    ----------
+    files
+        N paths, of files or of frames ``FILE#k``.
+    looked
+        Their rows of ``scan`` (same order).
+    geometry
+        What to make of them.
+    bits
+        As it was for ``scan``.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (N, size, size) where all pictures are grey, else (N, size, size, 3).
+    """
+    if len(bad := looked.index[looked["error"] != ""]):
+        raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
+    pixels = artifacts.digest(looked["pixels"].tolist())
+    key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": pixels}
+    shape = (len(files), geometry.size, geometry.size) + ((3,) if looked["coloured"].any() else ())
+
+    def build(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # on a full disk an error here, not a crash (SIGBUS) when a page is written
+            with open(path, "rb+") as handle:
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+
+        def fill(row: int) -> None:
+            picture = geometry(decode(files[row], bits))
+            array[row] = picture if picture.ndim == len(shape) - 1 else picture[..., None]
+
+        _parallel(fill, range(len(files)), f"decoding to {geometry.kind} {geometry.size}")
+        array.flush()
+
+    return artifacts.cached_array(paths.cache() / "images", key, build)
