@@ -15,9 +15,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fpbench import images
-from fpbench.cohorts import africa, phantoms, spain
+from fpbench.cohorts import africa, phantoms, spain, table
+from fpbench.cohorts.cells import ROW
 from fpbench.cohorts.download import fetch
-from fpbench.cohorts.source import COLUMNS, Source, check_counts, check_rows, locate
+from fpbench.cohorts.source import COLUMNS, CONFOUNDERS, Source, check_counts, check_rows, locate
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
@@ -31,8 +32,8 @@ def register_cohort(source: Source) -> None:
     Parameters
     ----------
     source
-        Its facts; ``source.read`` returns one row per image with the columns of ``cohorts.source.COLUMNS``, and
-        ``source.counts`` are images, held to at every reading.
+        Its facts; ``source.read`` returns one row per image with the columns of ``cohorts.source.COLUMNS`` and those of
+        ``source.further``, and ``source.counts`` are images, held to at every reading.
 
     Raises
     ------
@@ -49,7 +50,7 @@ class Cohort:
     """Images of one population and what is known of them."""
 
     source: Source
-    frame: pd.DataFrame  # one row per image, COLUMNS and the columns of images.SCAN; index 0..N-1
+    frame: pd.DataFrame  # one row per image: COLUMNS, further ones of the source, those of images.SCAN; index 0..N-1
     absent: int = 0  # images of the label file whose files are not there
 
     def __len__(self) -> int:
@@ -72,15 +73,16 @@ class Cohort:
         if rows.empty:
             like = self.frame["image_id"].iat[0]
             raise InputError(f"no image {image_id!r} in cohort {self.name}: expected one like {like!r}")
-        return images.decode(rows.iloc[0])
+        return images.decode(rows.iloc[0], self.source.bits)
 
     def array(self, geometry: images.Geometry) -> np.ndarray:
         """Return all pictures in one geometry (see ``images.cached_images``), in the order of ``frame``."""
-        return images.cached_images(self.frame["path"].tolist(), self.frame, geometry)
+        return images.cached_images(self.frame["path"].tolist(), self.frame, geometry, self.source.bits)
 
     def fingerprint(self) -> str:
         """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""
-        return artifacts.digest([self.frame[c].astype(str).tolist() for c in (*COLUMNS, "pixels") if c != "path"])
+        known = [self.frame[c].astype(str).tolist() for c in (*COLUMNS, "pixels") if c != "path"]
+        return artifacts.digest([*known, *([c, self.frame[c].astype(str).tolist()] for c in self.source.further)])
 
     def select(self, rows: Iterable) -> "Cohort":
         """Return the cohort without the rows where the mask is false. Groups stay as they are."""
@@ -89,7 +91,7 @@ class Cohort:
     def pictures(self, count: int, seed: int = 0) -> list[np.ndarray]:
         """Return some pictures, drawn at random, each of another patient."""
         rows = self.frame.sample(frac=1, random_state=seed).drop_duplicates("patient").head(count)
-        return [images.decode(path) for path in rows["path"]]
+        return [images.decode(path, self.source.bits) for path in rows["path"]]
 
     def examples(
         self, label: str, classes: Iterable[str], count: int = 4, seed: int = 0
@@ -100,12 +102,12 @@ class Cohort:
             of_class = self.frame[self.frame[label] == name].sample(frac=1, random_state=seed)
             if len(of_class):
                 chosen = of_class.drop_duplicates("patient").head(count)
-                found[name] = [images.decode(path) for path in chosen["path"]]
+                found[name] = [images.decode(path, self.source.bits) for path in chosen["path"]]
         return found
 
     def first(self, label: str, name: str) -> np.ndarray:
         """Return the first picture of a class, or of all where the class does not occur."""
-        return images.decode(self.frame["path"].iat[int((self.frame[label] == name).argmax())])
+        return images.decode(self.frame["path"].iat[int((self.frame[label] == name).argmax())], self.source.bits)
 
     def describe(self) -> str:
         """Return one line: images, patients, groups, what is absent."""
@@ -120,16 +122,17 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     Parameters
     ----------
     name
-        ``"spain"``, ``"africa"`` or another name of ``SOURCES``.
+        ``"spain"``, ``"africa"`` or another name of ``SOURCES``; or a YAML file that describes a cohort (``cohorts.table``).
     root
-        The folder with the label file, or one that holds such a folder. Default: ``<data>/<name>``.
+        The folder with the label file, or one that holds such a folder. Default: ``<data>/<name>``; a YAML file says it itself.
     missing
         ``"error"``: every image must be there. ``"drop"``: those that are not are left out and counted in ``absent``.
 
     Returns
     -------
     Cohort
-        ``frame`` has N rows, one per image, with COLUMNS and the columns of ``images.SCAN`` (sizes in pixels).
+        ``frame`` has N rows, one per image, with COLUMNS, further columns of the table, and those of ``images.SCAN`` (sizes in
+        pixels).
 
     Raises
     ------
@@ -140,7 +143,7 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     """
     source, folder, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
-    frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits)], axis=1)
     if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
         first = ": ".join(bad.iloc[0])
         raise InputError(f"{len(bad)} unreadable pictures in {folder}, the first is {first}")
@@ -148,39 +151,110 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     return Cohort(source, frame, absent=int((~there).sum()))
 
 
-def folder_of(name: str, root: str | Path | None = None) -> tuple[Source, Path]:
+def source_of(name: str | Path) -> Source:
+    """Return the facts of a cohort by its name, or by the YAML file that describes it; InputError names the known ones."""
+    if str(name) in SOURCES:
+        return SOURCES[str(name)]
+    if (kind := Path(name).suffix.lower()) in (".yaml", ".yml"):
+        return table.describe(name)
+    how = f"a table needs a description: `fpbench init-cohort {name}` writes one; " if kind in table.KINDS else ""
+    known = ", ".join(SOURCES)
+    raise InputError(f"unknown cohort {str(name)!r}: {how}expected one of {known}, one of an extension, or a YAML file that describes one")
+
+
+def count_images(source: Source) -> int:
+    """Return how many images a cohort has: as published or expected, else the rows of its table."""
+    known = source.counts.get("total", {}).get("images")
+    return len(source.read(source.table.path, source.name)) if known is None and source.table else known or 0
+
+
+def pictures_in(source: Source, folder: Path) -> list[list]:
+    """Return names and bytes of the pictures of a cohort, sorted: those of its table, and every PNG in its folder.
+
+    One that is not there has -1 bytes. Of a table that cannot be read only the PNG files count; a file that describes a cohort
+    names all of its pictures.
+    """
+    sizes: dict[str, int] = {}
+    if not source.table:
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*.png")}
+    try:
+        named = source.read(folder / source.csv, source.name)
+    except InputError:
+        if source.table:
+            raise
+        return sorted([name, size] for name, size in sizes.items())
+    for name, path in zip(named["image_id"] if source.table else named["path"], named["path"], strict=True):
+        if name not in sizes and (source.table or not str(path).endswith(".png")):
+            file = images.file_of(folder / path)
+            sizes[str(name)] = file.stat().st_size if file.is_file() else -1
+    return sorted([name, size] for name, size in sizes.items())
+
+
+def load_labels(name: str | Path, root: str | Path | None = None) -> Cohort:
+    """Read the label file of a cohort alone, where its pictures are not there.
+
+    Returns
+    -------
+    Cohort
+        As ``load_cohort``, without the columns of ``images.SCAN``; every picture is taken for another (``pixels`` is its ``image_id``),
+        so that the group is the patient. ``order`` is the place of the row in the label file, from 0.
+    """
+    source, folder = folder_of(name, root)
+    rows = read_labels(source, folder)
+    frame = rows.assign(order=range(len(rows))).sort_values("image_id", ignore_index=True)
+    frame.insert(3, "group", frame["patient"])
+    return Cohort(settled(source, frame), frame.assign(pixels=frame["image_id"]), absent=len(frame))
+
+
+def folder_of(name: str | Path, root: str | Path | None = None) -> tuple[Source, Path]:
     """Return the facts of a cohort and the folder that holds its label file; MissingError says how to get it."""
-    if name not in SOURCES:
-        raise InputError(f"unknown cohort {name!r}: expected one of {', '.join(SOURCES)}, or one of an extension")
-    source = SOURCES[name]
+    source = source_of(name)
+    if source.table:
+        if root:
+            raise InputError(f"{name} says itself where its table and images lie: expected no root, found {root}")
+        return source, source.table.path.parent
     root = Path(root) if root else paths.data() / name
     if source.prepare:
         source.prepare(root)
     return source, locate(root, source)
 
 
-def list_images(name: str, root: str | Path | None, missing: str) -> tuple[Source, Path, pd.DataFrame, np.ndarray]:
+def list_images(name: str | Path, root: str | Path | None, missing: str) -> tuple[Source, Path, pd.DataFrame, np.ndarray]:
     """Return the facts of a cohort, its folder, and what `read_images` finds there."""
     source, folder = folder_of(name, root)
-    return source, folder, *read_images(source, folder, missing)
+    rows, there = read_images(source, folder, missing)
+    return settled(source, rows), folder, rows, there
+
+
+def settled(source: Source, rows: pd.DataFrame) -> Source:
+    """Return the facts of a cohort with the column that goes with the class, if they do not say it: the first of two values or more."""
+    several = [column for column in CONFOUNDERS if rows[column].nunique() > 1]
+    return replace(source, confounder=source.confounder or [*several, *CONFOUNDERS][0])
+
+
+def read_labels(source: Source, folder: Path) -> pd.DataFrame:
+    """Return the checked rows of a label file, in its order."""
+    label_file = source.table.path if source.table else folder / source.csv
+    rows = source.read(label_file, source.name)
+    check_rows(rows, label_file)
+    check_counts(rows, source, label_file)
+    return rows
 
 
 def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the checked label rows, sorted, with absolute paths, and which of their files are there. Only reads."""
     if missing not in ("error", "drop"):
         raise InputError(f"missing={missing!r}: expected 'error' or 'drop'")
-    label_file = folder / source.csv
-    rows = source.read(label_file, source.name)
-    check_rows(rows, label_file)
-    check_counts(rows, source, label_file)
-    rows = rows.sort_values("image_id", ignore_index=True)
+    rows = read_labels(source, folder).sort_values("image_id")
     rows["path"] = [folder / path for path in rows["path"]]
-    there = np.array([path.is_file() for path in rows["path"]])
+    there = np.array([images.file_of(path).is_file() for path in rows["path"]])
     if (missing == "error" and not there.all()) or not there.any():
-        lost = f"{(~there).sum():,} of {len(rows):,} images of {source.name} are not in {folder}"
-        how = "complete the archive, or load what is there with missing='drop'"
-        raise MissingError(f"{lost}, the first is {rows.loc[~there, 'path'].iat[0]}: {how}")
-    return rows, there
+        gone = rows[~there]
+        row = f" (row {gone.index[0]})" if rows.index.name == ROW else ""
+        lost = f"{len(gone):,} of {len(rows):,} images of {source.name} are not in {source.table.folder if source.table else folder}"
+        how = source.table.advise(gone) if source.table else "complete the archive, or load what is there with missing='drop'"
+        raise MissingError(f"{lost}, the first is {gone['path'].iat[0]}{row}: {how}")
+    return rows.reset_index(drop=True), there
 
 
 def group_patients(patients: pd.Series, pixels: pd.Series) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fpbench.cohorts.download import AFRICA, FACTS
-from fpbench.cohorts.source import published, read_table, rows_error, translate
+from fpbench.cohorts.source import filled, joined, published, read_table, rows_error, translate
 
 LABELS = FACTS["africa"]["labels"]
 
@@ -29,12 +29,12 @@ def read(path: Path, name: str = "africa") -> pd.DataFrame:
         Another header, an unknown plane or country, or a file name that contradicts its row.
     """
     raw = read_table(path, LABELS["separator"], LABELS["columns"])
-    ours, patient = translate(raw, LABELS["words"], path), raw["Patient_num"].str.zfill(3)
+    ours, patient = translate(raw, LABELS["words"], path), filled(raw["Patient_num"], 3)
     file = "patient" + patient + "_" + ours["Center"] + "_plane" + ours["Plane"].map(LABELS["numbers"])
     if len(wrong := raw[raw["Filename"] != file]):
         problem = f"the name {wrong['Filename'].iat[0]!r} does not fit its patient, centre and plane"
         raise rows_error(path, wrong, problem)
-    place = raw["Center"] + "/" + raw["Filename"]
+    place = joined(raw[["Center", "Filename"]])
     rows = pd.DataFrame({"image_id": name + "/" + place, "path": place + ".png"})
     rows["patient"] = name + "/" + raw["Center"] + "/" + patient
     unpublished = dict.fromkeys(("brain_plane", "machine", "operator"))

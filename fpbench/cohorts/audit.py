@@ -75,15 +75,16 @@ class Audit:
         return [{name.split("/", 1)[1]: self.cohort.image(name) for name in pair} for pair in names]
 
     def __str__(self) -> str:
-        """Return the summary as aligned lines."""
-        return "\n".join(f"{value:>8,}  {name}" for name, value in self.summary().items())
+        """Return the summary as aligned lines, then what was done to pictures."""
+        counts = [f"{value:>8,}  {name}" for name, value in self.summary().items()]
+        return "\n".join([*counts, *images.notes(self.cohort.frame)])
 
 
-def audit(name: str, root: str | Path | None = None, missing: str = "drop") -> Audit:
+def audit(name: str | Path, root: str | Path | None = None, missing: str = "drop") -> Audit:
     """Audit a cohort; unlike ``load_cohort`` it goes on over unreadable pictures and reports them."""
     source, _, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
-    frame = pd.concat([frame, images.scan(frame["path"].tolist())], axis=1)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits)], axis=1)
     bad = frame["error"] != ""
     if bad.all():
         why = frame["error"].iat[0]
@@ -95,7 +96,7 @@ def audit(name: str, root: str | Path | None = None, missing: str = "drop") -> A
         missing=listed.loc[~there, "image_id"].tolist(),
         unreadable=frame.loc[bad, ["image_id", "error"]].reset_index(drop=True),
         pairs=exact_pairs(good),
-        near=near_pairs(good),
+        near=near_pairs(good, source.bits),
     )
 
 
@@ -106,11 +107,11 @@ def exact_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     return _pair_table(frame, following.index, following)
 
 
-def near_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return pairs that look alike without being pixel-identical, the most alike first."""
+def near_pairs(frame: pd.DataFrame, bits: int = 0) -> pd.DataFrame:
+    """Return pairs that look alike without being pixel-identical, the most alike first; ``bits`` as of ``images.scan``."""
     first = np.flatnonzero(~frame["pixels"].duplicated().to_numpy())
     looked = frame.iloc[first].reset_index(drop=True)
-    thumbs = images.cached_images(looked["path"].tolist(), looked, THUMBNAIL).astype(np.float32)
+    thumbs = images.cached_images(looked["path"].tolist(), looked, THUMBNAIL, bits).astype(np.float32)
     thumbs = thumbs.mean(axis=-1) if thumbs.ndim == 4 else thumbs
     signs = perceptual_signs(thumbs)
     flat = thumbs.reshape(len(thumbs), -1)
@@ -118,8 +119,8 @@ def near_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
     found = [np.empty((0, 2), int)]
     for start in range(0, len(signs), 2048):
-        bits = (HASH_BITS - signs[start : start + 2048] @ signs.T) / 2
-        left, right = np.nonzero(bits <= NEAR_BITS)
+        apart = (HASH_BITS - signs[start : start + 2048] @ signs.T) / 2
+        left, right = np.nonzero(apart <= NEAR_BITS)
         found.append(np.column_stack([left + start, right])[left + start < right])
     left, right = np.concatenate(found).T
     table = _pair_table(frame, first[left], first[right])
@@ -140,7 +141,8 @@ def _pair_table(frame: pd.DataFrame, left: np.ndarray, right: np.ndarray) -> pd.
     table = pd.DataFrame({"image": one["image_id"], "copy": two["image_id"]})
     table["same_bytes"] = one["sha256"] == two["sha256"]
     for column in ("patient", "official_split", "plane"):
-        table["same_" + column.removeprefix("official_")] = one[column] == two[column]
+        same = (one[column] == two[column]) | (one[column].isna() & two[column].isna())  # not published: no difference
+        table["same_" + column.removeprefix("official_")] = same
     return table
 
 

@@ -9,15 +9,21 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from fpbench.cohorts.cells import ROW, records
 from fpbench.cohorts.download import FACTS, Archive
 from fpbench.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from fpbench.cohorts.table import Table
 
 COLUMNS: tuple[str, ...] = (
     "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
+CONFOUNDERS = ("machine", "centre", "operator")  # of a cohort that does not say
 # of a cell: short, printable, no formula to a spreadsheet
 PLAIN = re.compile(r"(?![=+@-].)[^\x00-\x1f\x7f-\x9f]{0,200}")
 
@@ -32,12 +38,15 @@ class Source:
     csv: str  # name of the label file, in the root folder
     read: Callable[[Path, str], pd.DataFrame]  # (label file, name) -> rows with COLUMNS
     counts: dict[str, dict[str, int]]  # column -> value -> images; "total" -> {"images", "patients"}
-    confounder: str  # the column that goes with the class besides anatomy
+    confounder: str  # the column that goes with the class besides anatomy; empty: the first of CONFOUNDERS that has two values
     licence: str
     citation: str
     archive: Archive | None = None  # where it is fetched from
     csv_sha256: str = ""  # of the label file as published
     label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
+    further: tuple[str, ...] = ()  # columns that ``read`` gives behind COLUMNS; they stand behind them in the frame
+    bits: int = 0  # of pictures that hold more than 8, as ``images.decode`` takes it
+    table: "Table | None" = None  # what a YAML file says of it, if it is described by one
     prepare: Callable[[Path], object] | None = field(default=None, compare=False)  # makes the folder if it is absent
     prepared: Callable[[Path], bool] = field(default=lambda root: True, compare=False)  # is it as `prepare` leaves it
 
@@ -51,18 +60,17 @@ def published(archive: Archive, read: Callable[[Path, str], pd.DataFrame]) -> So
 def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
     """Read a label file as text, header and values stripped; InputError unless it has exactly ``columns`` and plain cells."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            lines = filter(None, csv.reader(handle, delimiter=separator, strict=True))
-            if (found := [cell.strip() for cell in next(lines, [])]) != columns:
-                shown = ascii(", ".join(found))[1:-1][:400]
-                raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {shown}")
-            rows = list(lines)
+        lines = records(path.read_bytes().decode("utf-8-sig"), separator)
+        if (found := next(lines, (1, []))[1]) != columns:
+            shown = ascii(", ".join(found))[1:-1][:400]
+            raise InputError(f"{path}: expected the columns {', '.join(columns)}; found {shown}")
+        rows = [row for _, row in lines]
     except (UnicodeError, csv.Error) as error:
         bad = f"{path}: not a table separated by {separator!r} ({error})"
         raise InputError(f"{bad}: is it the file of the archive?") from None
     if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(columns)]:
         raise InputError(f"{path}: not a table: expected {len(columns)} cells in data row {ragged[0]}, found others")
-    frame = pd.DataFrame(rows, columns=columns, dtype=str).apply(lambda column: column.str.strip())
+    frame = pd.DataFrame(rows, columns=columns, dtype=str)
     check_plain(frame, path)
     return frame
 
@@ -85,9 +93,23 @@ def translate(frame: pd.DataFrame, words: dict[str, dict[str, str | None]], path
     return pd.DataFrame({column: frame[column].map(names) for column, names in words.items()})
 
 
+def joined(parts: pd.DataFrame) -> pd.Series:
+    """Return the cells of every row, joined by "/"; a row of empty cells is empty."""
+    text = parts.iloc[:, 0]
+    for place in range(1, parts.shape[1]):
+        text = text + "/" + parts.iloc[:, place]
+    return text.where(text.str.strip("/") != "", "")
+
+
+def filled(numbers: pd.Series, digits: int) -> pd.Series:
+    """Return numbers with zeros in front, to so many digits: 17 is 00017; cells that are no numbers stay."""
+    return numbers.where(~numbers.str.isdecimal(), numbers.str.zfill(digits))
+
+
 def rows_error(path: Path | str, rows: pd.DataFrame, problem: str, hint: str = "") -> InputError:
     """Return the error that wrong ``rows`` of a label file call for; ``problem`` is that of the first."""
-    return InputError(f"{path}: {problem} in data row {rows.index[0] + 1} ({len(rows)} such rows){hint}")
+    row = f"row {rows.index[0]}" if rows.index.name == ROW else f"data row {rows.index[0] + 1}"
+    return InputError(f"{path}: {problem} in {row} ({len(rows)} such rows){hint}")
 
 
 def check_rows(frame: pd.DataFrame, path: Path) -> None:
@@ -111,12 +133,17 @@ def check_counts(frame: pd.DataFrame, source: Source, path: Path) -> None:
         for value, expected in values.items()
         if found[column].get(value, 0) != expected
     ]
+    if wrong and source.table:
+        how = f"correct the table, or `expect` in {source.table.file}"
+        raise InputError(f"{path} does not hold the counts that are expected:{''.join(wrong)}\n{how}")
     if wrong:
         raise InputError(f"{path} does not hold the published counts:{''.join(wrong)}\nIs the archive complete?")
 
 
 def locate(root: Path, source: Source) -> Path:
-    """Return the folder that holds the label file: ``root`` or its only subfolder that does."""
+    """Return the folder that holds the label file: ``root`` or its only subfolder that does; a YAML file says it itself."""
+    if source.table:
+        return source.table.path.parent
     if (root / source.csv).is_file():
         return root
     inside = sorted(path.parent for path in root.glob(f"*/{source.csv}")) if root.is_dir() else []

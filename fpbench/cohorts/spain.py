@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fpbench.cohorts.download import FACTS, SPAIN
-from fpbench.cohorts.source import published, read_table, rows_error, translate
+from fpbench.cohorts.source import filled, published, read_table, rows_error, translate
 
 LABELS = FACTS["spain"]["labels"]
 
@@ -29,7 +29,7 @@ def read(path: Path, name: str = "spain") -> pd.DataFrame:
         Another header, an unknown class, or a name that contradicts its row.
     """
     raw = read_table(path, LABELS["separator"], LABELS["columns"])
-    ours, number = translate(raw, LABELS["words"], path), raw["Patient_num"].str.zfill(5)
+    ours, number = translate(raw, LABELS["words"], path), filled(raw["Patient_num"], 5)
     _check_names(raw, number, ours["Plane"].map(LABELS["numbers"]), path)
     rows = pd.DataFrame({"image_id": name + "/" + raw["Image_name"], "path": "Images/" + raw["Image_name"] + ".png"})
     rows["patient"] = name + "/" + number

@@ -50,8 +50,8 @@ def settle() -> None:
             return  # a command that needs one says so
 
 
-def expand(text: str) -> Path:
-    """Return a path of a study file, ``${NAME}`` and ``${NAME:-default}`` filled in, relative to the workspace."""
+def expand(text: str, base: Path | None = None) -> Path:
+    """Return a path of a study file, ``${NAME}`` and ``${NAME:-default}`` filled in, relative to ``base`` (default: the workspace)."""
 
     def value(match: re.Match) -> str:
         if found := os.environ.get(match["name"]):
@@ -61,7 +61,12 @@ def expand(text: str) -> Path:
         return match["default"]
 
     filled = Path(re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", value, str(text))).expanduser()
-    return filled.resolve() if filled.is_absolute() else (home() / filled).resolve()
+    return filled.resolve() if filled.is_absolute() else ((base or home()) / filled).resolve()
+
+
+def here(path: str | Path) -> Path:
+    """Return a path as a user types it, made absolute from where the user stands; links stay as they are."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _root(variable: str, default: str) -> Path:
