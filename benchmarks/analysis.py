@@ -114,18 +114,20 @@ def analyse(study, stage) -> None:
     table = stage("calibration table", lambda: calibration.table(both, answers))
 
     def draw() -> None:
-        headline = intervals[(intervals["metric"] == metrics.HEADLINE) & (intervals["method"] == "percentile")]
-        tables.save(tables.table1(scores, headline), study, "table1", "Macro F1")
+        headline = intervals[(intervals["metric"] == task.headline) & (intervals["method"] == "percentile")]
+        tables.save(tables.table1(scores, task, headline), study, "table1", "Macro F1")
         for name, content in (("gap_steps", steps), ("countries", parts), ("calibration", table)):
             tables.save(content.round(3), study, name, name)
-        figures.save(figures.scores(scoring.overview(scores, headline)), study, "06_scores")
+        figures.save(figures.scores(scoring.overview(scores, task, headline), task.headline), study, "06_scores")
         shown = by_class.query("protocol == 'logistic' and duplicates == 'as published' and rule == 'open'")
         figures.save(figures.class_scores(shown, task), study, "06_per_class")
         for name in SEVEN:
             figures.save(figures.confusions(half.query("encoder == @name"), task), study, f"06_confusion_{name}")
         figures.save(figures.dot_figure(steps, "step", "macro F1", None), study, "07_gap")
         figures.save(
-            figures.parts(parts.query("rule == 'shared' and duplicates == 'as published'")), study, "07_countries"
+            figures.parts(parts.query("rule == 'shared' and duplicates == 'as published'"), task.headline),
+            study,
+            "07_countries",
         )
         figures.save(figures.reliability(answers, task), study, "07_reliability")
 

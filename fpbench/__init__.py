@@ -19,6 +19,7 @@ _HOMES = {
     "make_splits": "fpbench.splits",
     "prove_disjoint": "fpbench.splits",
     "embed_cohort": "fpbench.training.embeddings",
+    "embed_images": "fpbench.training.embeddings",
     "read_predictions": "fpbench.predictions",
     "evaluate": "fpbench.analysis.scoring",
     "bootstraps": "fpbench.analysis.statistics",

@@ -1,4 +1,4 @@
-"""The command line: ``fpbench init | fetch | audit | doctor | run | status | report | notebook``. Thin: every command calls one function of the library."""
+"""The command line: ``fpbench init | init-cohort | fetch | audit | doctor | run | status | report | notebook``. Thin: every command calls one function of the library."""
 
 import json
 import sys
@@ -75,7 +75,11 @@ def fetch(
 
 
 @app.command()
-def audit(cohort: str, root: Root = None, missing: str = "drop") -> None:
+def audit(
+    cohort: Annotated[str, typer.Argument(help="spain, africa, or a YAML file that describes a cohort.")],
+    root: Root = None,
+    missing: str = "drop",
+) -> None:
     """Print what a careful reader wants to know of a cohort: duplicates, groups, confounders, damage."""
     from fpbench.cohorts import audit as audits
 
@@ -83,6 +87,18 @@ def audit(cohort: str, root: Root = None, missing: str = "drop") -> None:
     print(f"{found.cohort.source.title}\n{found}")
     for title, table in found.tables().items():
         print(f"\n{title}\n{table.to_string()}")
+
+
+@app.command()
+def init_cohort(
+    table: Annotated[Path, typer.Argument(help="CSV, TSV, Excel or parquet: a row per image, column names on top.")],
+    images: Annotated[Path | None, typer.Option(help="The folder of its pictures; default: that of the table.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: beside the table.")] = None,
+) -> None:
+    """Look at a table of your own images and write a first description of the cohort, a YAML file to be corrected by you."""
+    from fpbench.cohorts.sketch import sketch
+
+    print(sketch(table, images, out))
 
 
 @app.command()
@@ -120,6 +136,72 @@ def run(
     names = [name.strip() for name in only.split(",") if name.strip()]
     extra = [*(options or []), "--profile", str(paths.home() / "profiles" / profile)]
     raise typer.Exit(run_study(load_study(study), study, jobs, names, dry_run or why, why, extra))
+
+
+@app.command()
+def embed(
+    encoder: Annotated[
+        str, typer.Argument(help="A name of the study; without one a model, e.g. fetalclip, timm:NAME.")
+    ],
+    pictures: Annotated[list[str], typer.Argument(help="Folders, files, quoted patterns, cohort files or names.")],
+    out: Annotated[Path, typer.Option(help="A .parquet (image_id, path, e0, ...) or .npz file.")],
+    study: Annotated[str, typer.Option(help="Take encoder, cohorts, batch size and threads of this study.")] = "",
+    weights: Annotated[str, typer.Option(help="Without a study: hub, random, or a file.")] = "hub",
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass; 0: the study's, else 32.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    bits: Annotated[int, typer.Option(help="Of pictures that hold more than 8.")] = 0,
+) -> None:
+    """Write the embeddings of pictures for other programs; interrupted, it goes on where it stopped."""
+    extras.need("encoders")
+    from fpbench import encoders, loading
+    from fpbench.study import load_study
+    from fpbench.training.export import export, find
+
+    plan = load_study(study).begin() if study else None
+    spec, known = None, {}
+    if plan:
+        spec, model = plan.encoder_spec(encoder), loading.load_encoder(plan, encoder)
+        known = {spec.title: (*loading.where(plan, spec), spec.missing) for spec in plan.cohorts}
+    else:
+        model = encoders.load_encoder(encoder, weights).to(loading.best_device())
+    found = [find(one, known, bits) for one in pictures]
+    for one in found:
+        print(*[f"{one.name}: {note}" for note in one.notes], sep="\n", end="\n" * bool(one.notes))
+    export(model, found, out, batch_size or (spec.batch_size if spec else 32), bf16 or bool(spec and spec.bf16))
+    print(
+        f"{out}: {sum(len(one.paths) for one in found):,} pictures, {model.dim} numbers each, {model.name}, {model.weights.label}"
+    )
+
+
+@app.command()
+def import_answers(
+    study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
+    name: Annotated[str, typer.Argument(help="What the model is called in tables.")],
+    file: Annotated[Path, typer.Argument(help="CSV, TSV, JSON or parquet.")],
+    image: Annotated[str, typer.Option(help="Column that names the picture: id, path or file name.")] = "",
+    in_order: Annotated[
+        bool,
+        typer.Option("--in-order", help="Rows are those of the label file with a class of the task, in its order."),
+    ] = False,
+    cohort: Annotated[str, typer.Option(help="With --in-order: whose label file.")] = "",
+    answer: Annotated[str, typer.Option(help="Column of answers; default: a column of numbers per class.")] = "",
+    kind: Annotated[
+        str, typer.Option(help="What these numbers are: logits or probabilities; default: looked at.")
+    ] = "",
+    fold: Annotated[str, typer.Option(help="Column of fold numbers, from 0; default: one model.")] = "",
+    label: Annotated[str, typer.Option(help="Column of true classes, to be held against ours.")] = "",
+    words: Annotated[
+        list[str] | None, typer.Option("--words", "-w", help="THEIRS=OURS: a class, as it is called there.")
+    ] = None,
+) -> None:
+    """Put somebody else's answers into the tables of a study, under the protocol `submitted`."""
+    from fpbench.study import load_study
+    from fpbench.submissions import Form, submit
+
+    pairs = dict(text.rpartition("=")[::2] for text in words or [])
+    form = Form(image, answer, kind, fold, label, pairs, in_order, cohort)
+    print(*submit(load_study(study), name, file, form), sep="\n")
+    print(f"now `fpbench run {study}` brings them into Table 1")
 
 
 @app.command()

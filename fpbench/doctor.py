@@ -21,7 +21,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from fpbench import __version__, encoders, images, loading
-from fpbench.cohorts import SOURCES, locate, read_images
+from fpbench.cohorts import SOURCES, count_images, locate, read_images, source_of
+from fpbench.cohorts.source import Source
 from fpbench.encoders import catalogue, fetch
 from fpbench.errors import InputError
 from fpbench.extras import EXTRAS
@@ -35,6 +36,7 @@ GPUS = ("nvidia*", "nvhost*", "kfd", "dxg")  # device files of Linux: without an
 REMEDIES = {
     "versions": 'run `make install` in a clone; elsewhere `pip install --upgrade "fpbench[all]"`',
     "cohorts": "correct the study; or move the folder away, run `fpbench fetch {0}`, and leave `root` out of the study",
+    "described": "correct {0}, or the table that it names, as the line above says",
     "weights": "correct the study, or get the file as MODELS.md says",
     "disk": "make room, or set FPBENCH_{1} to a folder on another disk",
     "memory": "use a larger machine",
@@ -65,7 +67,7 @@ def examine(study: Study, full: bool = False) -> list[Finding]:
         Open every picture, and hash every weights file instead of trusting the remembered hash: minutes.
     """
     found = [_look("versions", "packages", _versions)]
-    found += [_look("cohorts", spec.name, _cohort, study, spec, full) for spec in study.cohorts]
+    found += [_look("cohorts", spec.title, _cohort, study, spec, full) for spec in study.cohorts]
     found += [_look("weights", spec.name, _weights, study, spec, full) for spec in study.encoders]
     found += [_look("disk", what, _space, study, what) for what in ("cache", "results")]
     found += [_look("memory", "memory", _space, study, "memory"), _look("device", study.device, _device, study)]
@@ -78,7 +80,8 @@ def _look(room: str, what: str, check: Callable[..., tuple[str, str]], *argument
         state, detail = check(*arguments)
     except (InputError, OSError, PackageNotFoundError) as error:
         state, detail = "fail", str(error)
-    return Finding(room, what, state, detail, "" if state == "ok" else REMEDIES[room].format(what, what.upper()))
+    remedy = REMEDIES["described" if room == "cohorts" and Path(what).suffix in (".yaml", ".yml") else room]
+    return Finding(room, what, state, detail, "" if state == "ok" else remedy.format(what, what.upper()))
 
 
 def can_run(findings: list[Finding]) -> bool:
@@ -116,17 +119,18 @@ def _versions() -> tuple[str, str]:
 
 def _cohort(study: Study, spec: CohortSpec, full: bool) -> tuple[str, str]:
     """Hold a cohort to what ``load_cohort`` asks of it, without drawing a phantom."""
-    if spec.name not in SOURCES:
-        raise InputError(f"unknown cohort {spec.name!r}: expected one of {', '.join(SOURCES)}")
-    home = sum(SOURCES[one.name].population == study.the_task.train for one in study.cohorts if one.name in SOURCES)
+    name, root = loading.where(study, spec)
+    source = source_of(name)
+    home = sum(one.population == study.the_task.train for _, one in _sources(study))
     if home != 1:
         raise InputError(f"expected one cohort of the population {study.the_task.train!r} to train on, found {home}")
-    source, root = SOURCES[spec.name], loading.root(study, spec)
-    if not source.prepared(root):
+    if sum(one.name == source.name for _, one in _sources(study)) > 1:
+        raise InputError(f"two cohorts are called {source.name!r}: expected names of their own")
+    if root and not source.prepared(root):
         return "ok", f"{source.label}, drawn on first use"
-    folder = locate(root, source)
+    folder = locate(root or Path(), source)
     rows, there = read_images(source, folder, spec.missing)
-    if full and (bad := images.damaged(rows["path"][there].tolist())):
+    if full and (bad := images.damaged(rows["path"][there].tolist(), source.bits)):
         return "fail", f"{len(bad)} damaged images, the first are {'; '.join(bad[:3])}"
     opened = "all" if full else "none"
     detail = f"{rows['patient'].nunique():,} patients, {there.sum():,} of {len(rows):,} images, {opened} opened"
@@ -163,8 +167,21 @@ def _facts(spec: EncoderSpec) -> tuple[catalogue.Entry | None, images.Geometry, 
 
 def _size(study: Study) -> int:
     """Return how many images the study has; only those that are there where the rest may be missing."""
-    known = [(SOURCES[spec.name].counts["total"]["images"], spec) for spec in study.cohorts if spec.name in SOURCES]
-    return sum(len([*loading.root(study, spec).rglob("*.png")]) if spec.missing == "drop" else n for n, spec in known)
+    count = 0
+    for spec, source in _sources(study):
+        _, root = loading.where(study, spec)
+        with suppress(InputError, OSError):  # of a table: told above
+            count += len([*root.rglob("*.png")]) if root and spec.missing == "drop" else count_images(source)
+    return count
+
+
+def _sources(study: Study) -> list[tuple[CohortSpec, Source]]:
+    """Return the facts of the cohorts that are known."""
+    found = []
+    for spec in study.cohorts:
+        with suppress(InputError, OSError):
+            found.append((spec, source_of(loading.where(study, spec)[0])))
+    return found
 
 
 def _space(study: Study, what: str) -> tuple[str, str]:
@@ -209,7 +226,7 @@ def _writing(study: Study, what: str) -> tuple[str, str]:
     try:
         tempfile.TemporaryFile(dir=_nearest(folder)).close()
     except OSError as error:
-        drawn = any(SOURCES[one.name].prepare for one in study.cohorts if one.name in SOURCES)
+        drawn = any(one.name in SOURCES and one.prepare for _, one in _sources(study))
         needed = ("results", "cache", "data" if drawn else "")
         return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}"
     return "ok", str(folder)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from fpbench import cohorts
 from fpbench.cohorts import Cohort
+from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
 from fpbench.files import paths
 from fpbench.study import CohortSpec, EncoderSpec, Study
@@ -14,20 +15,45 @@ if TYPE_CHECKING:
 
 
 def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
-    """Return the cohort that trains, and the external ones that test.
+    """Return the cohort that trains, and the external ones that test: all others.
 
     Raises
     ------
     InputError
-        No cohort of the population that trains, or several; or what ``cohorts.load_cohort`` raises.
+        Not one cohort of every population; none that trains; one without an image of the task; ``tests`` of a population that is not
+        there; or what ``cohorts.load_cohort`` raises.
     """
     task = study.the_task
-    loaded = [cohorts.load_cohort(spec.name, root(study, spec), spec.missing) for spec in study.cohorts]
-    home = [cohort for cohort in loaded if cohort.source.population == task.train]
-    if len(home) != 1:
-        wanted = f"task {task.name} trains on the population {task.train!r}: expected one such cohort"
-        raise InputError(f"{wanted}, found {len(home)}")
-    return home[0], tuple(c for c in loaded if c is not home[0] and c.source.population in task.tests)
+    sources(study)
+    loaded = [cohorts.load_cohort(*where(study, spec), spec.missing) for spec in study.cohorts]
+    check(study, loaded)
+    home = next(cohort for cohort in loaded if cohort.source.population == task.train)
+    return home, tuple(cohort for cohort in loaded if cohort is not home)
+
+
+def check(study: Study, loaded: list[Cohort]) -> None:
+    """Raise InputError unless these cohorts make the study's task possible."""
+    task = study.the_task
+    populations = [cohort.source.population for cohort in loaded]
+    if twice := sorted({name for name in populations if populations.count(name) > 1}):
+        wanted = "expected cohorts of different populations, whose scores would be one"
+        raise InputError(f"study {study.name}: {wanted}; found several of {', '.join(twice)}: describe them as one")
+    if task.train not in populations:
+        wanted = f"study {study.name}: task {task.name} trains on the population {task.train!r}"
+        raise InputError(f"{wanted}: expected one such cohort, found {', '.join(populations)}; or write `train: NAME`")
+    if strangers := [name for name in study.tests if name not in populations]:
+        raise InputError(
+            f"study {study.name}: tests of {strangers}: expected populations of its cohorts, {populations}"
+        )
+    for cohort in loaded:
+        if task.label not in cohort.frame:
+            there = ", ".join(cohort.frame.columns)
+            raise InputError(
+                f"{cohort.name} has no column {task.label!r}, the label of task {task.name}: found {there}"
+            )
+        if not cohort.frame[task.label].isin(task.classes).any():
+            wanted = f"expected images of {', '.join(task.classes)} ({task.label})"
+            raise InputError(f"{cohort.name}: {wanted}, found none: leave it out of a study of this task")
 
 
 def load_encoder(study: Study, name: str) -> "Encoder":
@@ -50,19 +76,40 @@ def load_encoder(study: Study, name: str) -> "Encoder":
     ).to(device(study))
 
 
+def best_device() -> str:
+    """Return cuda where there is a GPU, else cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device(study: Study) -> str:
     """Return cpu, cuda or cuda:N; InputError if it is not there."""
     import torch
 
     if study.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device()
     if study.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {study.device}: torch sees no GPU here; use 'auto' or 'cpu'")
     return study.device
 
 
+def where(study: Study, spec: CohortSpec) -> tuple[str, Path | None]:
+    """Return a cohort of a study as ``load_cohort`` and ``audit`` take it: name and folder; or the file that describes it, and None."""
+    return (str(paths.expand(spec.file)), None) if spec.file else (spec.name, root(study, spec))
+
+
+def sources(study: Study) -> list[Source]:
+    """Return the facts of the cohorts of a study, in its order; InputError for one that is unknown, and for two of one name."""
+    found = [cohorts.source_of(where(study, spec)[0]) for spec in study.cohorts]
+    names = [source.name for source in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"study {study.name}: two cohorts are called {twice[0]!r}: expected names of their own")
+    return found
+
+
 def root(study: Study, spec: CohortSpec) -> Path:
-    """Return the folder of a cohort of the study."""
+    """Return the folder of a cohort that the study names."""
     return paths.expand(spec.root) if spec.root else paths.data() / spec.name
 
 

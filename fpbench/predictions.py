@@ -3,6 +3,9 @@
 One parquet file per encoder, protocol and fold: one row per image, validation and test rows, with the logits of every class
 of the task. A JSON sidecar says where they come from. Every score, interval, table and most figures are functions of these
 files alone, so the analysis can be rebuilt anywhere without an image or a GPU.
+
+Answers of somebody else's model (``submissions``) may come without logits: the column ``answer`` stands in their place, a class of the
+task or any other word, which is a miss. ``outputs`` gives what a model said as arrays.
 """
 
 from collections.abc import Iterable
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fpbench import metrics
 from fpbench.cohorts import Cohort, distinct
 from fpbench.cohorts.source import check_plain
 from fpbench.errors import InputError, MissingError
@@ -21,35 +25,60 @@ from fpbench.tasks import Task
 
 IDENTITY = ("image_id", "patient", "group", "centre")  # of the image, as in its cohort
 RUN = ("cohort", "population", "split", "fold", "encoder", "protocol", "target", "n_patients", "seed")
-COLUMNS = (*IDENTITY, "distinct", *RUN, "y_true")  # then logit_<class> in the order of the task
+COLUMNS = (*IDENTITY, "distinct", *RUN, "y_true")  # then logit_<class> in the order of the task, or ANSWER
+ANSWER = "answer"
 KINDS = {"distinct": "boolean"} | dict.fromkeys(("fold", "n_patients", "seed", "y_true"), "integer")  # others: text
 SPLITS = ("val", "test")
 SIDECAR = ("key", "study", "encoder", "chosen", "provenance")
 
 
-def rows(cohort: Cohort, task: Task, positions: np.ndarray, logits: np.ndarray, **run: object) -> pd.DataFrame:
+def rows(cohort: Cohort, task: Task, positions: np.ndarray, said: np.ndarray, **run: object) -> pd.DataFrame:
     """Return the rows of one model on some images of a cohort.
 
     Parameters
     ----------
     positions
         (n,) rows of ``cohort.frame``, all of them of a class of the task.
-    logits
-        (n, K), in the order of ``task.classes``.
+    said
+        Logits (n, K), in the order of ``task.classes``; or answers (n,), words.
     run
         ``split``, ``fold``, ``encoder``, ``protocol``, ``n_patients`` (that trained), ``seed``.
     """
-    frame = cohort.frame.iloc[positions]
+    frame, said = cohort.frame.iloc[positions], np.asarray(said)
+    names = task.columns() if said.ndim == 2 else [ANSWER]
+    values = np.asarray(said, np.float32).T if said.ndim == 2 else [said]
     known = {
         "distinct": distinct(cohort.frame, task.label)[positions],
         "cohort": cohort.name,
         "population": cohort.source.population,
         "target": task.name,
         "y_true": np.array(task.codes(frame[task.label]), np.int16),
-        **dict(zip(task.columns(), np.asarray(logits, np.float32).T, strict=True)),
+        **dict(zip(names, values, strict=True)),
     }
     known |= dict(frame[list(IDENTITY)].items()) | run
-    return pd.DataFrame({name: known[name] for name in (*COLUMNS, *task.columns())}, index=frame.index)
+    return pd.DataFrame({name: known[name] for name in (*COLUMNS, *names)}, index=frame.index)
+
+
+def outputs(frame: pd.DataFrame, task: Task) -> np.ndarray:
+    """Return what a model said: logits (N, K), or, where it gave no more than answers, class indices (N,), ``metrics.NONE`` for other words.
+
+    Raises
+    ------
+    InputError
+        Some of the rows have logits and some have none: they are of several models.
+    """
+    alone = frame[ANSWER].notna().to_numpy() if ANSWER in frame else np.zeros(len(frame), bool)
+    if not alone.any():
+        return frame[task.columns()].to_numpy()
+    if not alone.all():
+        raise InputError(f"expected rows of one model, found {alone.sum():,} of {len(frame):,} without logits")
+    assert metrics.NONE == -1  # as Task.codes has it
+    return np.array(task.codes(frame[ANSWER]))
+
+
+def with_logits(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Return the rows that have logits: the others take no part in what needs probabilities."""
+    return frame[frame[ANSWER].isna()].drop(columns=ANSWER) if ANSWER in frame else frame
 
 
 def write(path: Path, frame: pd.DataFrame, task: Task, about: dict) -> None:
@@ -81,7 +110,8 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per image x fold, validation and test: COLUMNS, then K logits (not probabilities).
+        One row per image x fold, validation and test: COLUMNS, then K logits (not probabilities). Where a file has answers alone, a
+        column ``answer`` stands before the logits: missing where there are logits, and these where there is an answer.
 
     Raises
     ------
@@ -99,8 +129,9 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
         except FileNotFoundError:
             raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:
-            known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path))
-            equal, frame = same(known, encoder["fingerprint"]), pd.read_parquet(path)
+            print_of = None if "submission" in encoder else encoder["fingerprint"]  # nothing was run here
+            known, other = first.setdefault(encoder["name"], (print_of, path)) if print_of else ({}, path)
+            equal, frame = not print_of or same(known, print_of), pd.read_parquet(path)
         except Exception as error:  # a foreign file can raise anything
             raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None
         if not equal:
@@ -114,6 +145,10 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
     if not frames:
         raise MissingError("expected predictions files, found none: run notebook 04 first")
     together = pd.concat([frame for _, frame in frames], ignore_index=True)
+    if ANSWER in together:
+        if not set(task.columns()) & set(together):
+            together = together.assign(**dict.fromkeys(task.columns(), np.float32(np.nan)))
+        together = together[[*COLUMNS, ANSWER, *task.columns()]]
     try:
         validate(together, task, "these files together")
     except InputError:  # which of them?
@@ -124,22 +159,27 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
 
 
 def validate(frame: pd.DataFrame, task: Task, where: str) -> None:
-    """Raise InputError unless the frame is a predictions table of the task."""
-    expected = [*COLUMNS, *task.columns()]
+    """Raise InputError unless the frame is a predictions table of the task: with logits, with answers, or of both kinds (``read``)."""
+    logits = task.columns()
+    has_logits = ANSWER not in frame or bool(set(logits) & set(frame))
+    expected = [*COLUMNS, *([ANSWER] if ANSWER in frame else []), *(logits if has_logits else [])]
     if list(frame.columns) != expected:
         raise InputError(f"{where}: expected the columns {expected}, found {list(frame.columns)}")
     for name in expected:
-        kind = KINDS.get(name, "floating" if name in task.columns() else "string")
-        found = pd.api.types.infer_dtype(frame[name], skipna=name == "centre")  # a cohort may know none
+        kind = KINDS.get(name, "floating" if name in logits else "string")
+        found = pd.api.types.infer_dtype(frame[name], skipna=name in ("centre", ANSWER))  # a cohort may know none
         if found not in (kind, "empty"):
             raise InputError(f"{where}: expected {kind} values in the column {name}, found {found}")
-    check_plain(frame[[name for name in COLUMNS if name not in KINDS]], where)
+    check_plain(frame[[name for name in expected if name not in (*KINDS, *logits)]], where)
     if not set(frame["split"]) <= set(SPLITS) or not len(frame):
         raise InputError(
             f"{where}: expected rows with split {' or '.join(SPLITS)}, found {sorted(set(frame['split']))}"
         )
-    if not np.isfinite(frame[task.columns()].to_numpy()).all():
+    alone = frame[ANSWER].notna() if ANSWER in frame else pd.Series(False, frame.index)
+    if has_logits and not np.isfinite(frame.loc[~alone, logits].to_numpy()).all():
         raise InputError(f"{where}: expected finite logits, found NaN or infinity")
+    if not has_logits and not alone.all():
+        raise InputError(f"{where}: expected an answer in every row, found {int((~alone).sum())} without")
     if not frame["y_true"].between(0, len(task.classes) - 1).all():
         raise InputError(
             f"{where}: expected y_true from 0 to {len(task.classes) - 1}, found {sorted(set(frame['y_true']))}"

@@ -3,13 +3,15 @@
 A new protocol is one file and one line here. A probe works on embeddings: the file is ``training/probes/<name>.py`` with a
 function ``fit`` (as of ``training.probing.register_probe``), studies call it by name under ``probes``, and one job per encoder
 computes all of them. Any other protocol names the job (of ``grid/grid.yaml``) that computes it for one encoder, and studies
-list encoders under its own name (``full: [usfm]``). Here are facts alone: analysis and tables import this, and no code of training.
+list encoders under its own name (``full: [usfm]``). SUBMITTED has no job: its answers come from somebody else's model, by
+``fpbench import-answers``. Here are facts alone: analysis and tables import this, and no code of training.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 PROBING, FINETUNING = "linear_probing", "finetuning"  # jobs
+SUBMITTED = "submitted"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Protocol:
 
     name: str  # in a study, in predictions and in file names
     title: str  # in tables
-    job: str = PROBING  # the job that computes it
+    job: str = PROBING  # the job that computes it; empty: none does
     fit: Callable | None = None  # of a probe that was registered from outside
 
     @property
@@ -36,6 +38,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("ridge", "ridge probe"),
         Protocol("knn", "k nearest neighbours"),
         Protocol("sgd", "SGD probe, FetalCLIP-like"),
+        Protocol(SUBMITTED, "submitted answers", ""),
     )
 }
 
@@ -47,7 +50,7 @@ def probes() -> list[str]:
 
 def tunings(job: str = "") -> list[str]:
     """Return the names of the protocols that a study calls for encoder by encoder; ``job``: those of one job."""
-    return [one.name for one in PROTOCOLS.values() if one.job != PROBING and job in ("", one.job)]
+    return [one.name for one in PROTOCOLS.values() if one.job not in ("", PROBING) and job in ("", one.job)]
 
 
 def titles() -> dict[str, str]:

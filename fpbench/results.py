@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fpbench.files import artifacts, provenance
-from fpbench.protocols import PROTOCOLS
+from fpbench.protocols import PROTOCOLS, SUBMITTED
 from fpbench.study import EncoderSpec, Study
 
 
@@ -15,11 +15,27 @@ def path(study: Study, encoder: str, protocol: str, fold: int, question: str = "
 
 
 def files(study: Study) -> list[Path]:
-    """Return every predictions file that a study calls for, but for ``missing`` ones: files of others do not count."""
+    """Return every predictions file that a study calls for, but for ``missing`` ones, and those of ``submitted`` answers.
+
+    Files of others do not count.
+    """
     lost = missing(study)
     names = [(spec.name, probe) for spec in present(study) for probe in study.probes]
     names += [one for one in study.tunings() if "/".join(one) not in lost]
+    names += [(name, SUBMITTED) for name in submitted(study)]
     return [path(study, *name, fold) for name in names for fold in range(study.folds)]
+
+
+def conclude(study: Study, encoder: str, name: str, written: list[Path]) -> None:
+    """Write ``predictions/<encoder>/<name>.json``, the list of predictions files with their SHA-256: the job is done."""
+    done = {str(file.relative_to(study.folder)): artifacts.checked(file)["sha256"] for file in written}
+    artifacts.write_json(study.folder / "predictions" / encoder / f"{name}.json", {"files": done})
+
+
+def submitted(study: Study) -> dict[str, Path]:
+    """Return the models whose answers were imported (``submissions``), in order, and the record of each."""
+    records = sorted((study.folder / "predictions").glob(f"*/{SUBMITTED}.json"))
+    return {record.parent.name: record for record in records}
 
 
 def missing(study: Study) -> dict[str, str]:

@@ -15,16 +15,29 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import paths, records
 from fpbench.protocols import PROTOCOLS, probes, tunings
 from fpbench.recipe import Recipe
-from fpbench.tasks import Task, get_task
+from fpbench.tasks import TASKS, Task, get_task
 
 
 @dataclass(frozen=True)
 class CohortSpec:
     """Where one cohort lies."""
 
-    name: str  # of cohorts.SOURCES
-    root: str = ""  # folder; empty: <data>/<name>
+    name: str = ""  # of cohorts.SOURCES
+    file: str = ""  # or the YAML file that describes it
+    root: str = ""  # folder of a named one; empty: <data>/<name>
     missing: str = "error"  # error | drop: what to do if images of the label file are absent
+
+    def __post_init__(self) -> None:
+        """Refuse what names none, or two."""
+        if bool(self.name) == bool(self.file):
+            raise InputError(f"a cohort: expected `name` or `file`, found {'both' if self.name else 'none'}")
+        if self.file and self.root:
+            raise InputError(f"cohort {self.file}: the file says where table and images lie: take `root` out")
+
+    @property
+    def title(self) -> str:
+        """Return what a person calls it."""
+        return self.name or self.file
 
 
 @dataclass(frozen=True)
@@ -53,10 +66,15 @@ class Study:
 
     name: str  # folder below results/
     title: str  # for headings
-    cohorts: list[CohortSpec]  # the first that fits trains, the others test
+    cohorts: list[CohortSpec]  # one trains, the others test
     encoders: list[EncoderSpec]
     label: str = ""  # stands on every table and figure: what these results are not
-    task: str = "planes"  # of tasks.TASKS
+    task: str = "planes"  # of tasks.TASKS; or, in the file, a block with the fields of one's own, see ``own_task``
+    own_task: Task | None = None  # `task: {name: ..., label: ..., classes: [...]}`
+    train: str = ""  # population that trains, the others test; empty: the one that the task names
+    tests: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # population -> classes; else those of the task that occur
     split: str = "official"  # official | crossval
     folds: int = 5
     seed: int = 0  # of the folds and of every fit
@@ -69,7 +87,10 @@ class Study:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        get_task(self.task)
+        if not self.the_task.train:
+            raise InputError(
+                f"task {self.task}: which population trains is not said: write `train: NAME` into the study"
+            )
         if unknown := [probe for probe in self.probes if probe not in probes()]:
             raise InputError(f"unknown probes {unknown}: expected some of {', '.join(probes())}, or of an extension")
         if unknown := [name for name in self.tuned if name not in tunings()]:
@@ -77,8 +98,7 @@ class Study:
         names = [spec.name for spec in self.encoders]
         if not names or len(set(names)) < len(names):
             raise InputError(f"expected encoders with different names, found {names}")
-        if bad := [name for name in (*names, self.name) if not re.fullmatch(r"[\w.-]*[^\W_][\w.-]*", name)]:
-            raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
+        check_names(*names, self.name)
         for protocol, called in self.tuned.items():
             if strangers := sorted(set(called) - set(names)):
                 title, known = PROTOCOLS[protocol].title, ", ".join(names)
@@ -108,8 +128,8 @@ class Study:
 
     @cached_property
     def the_task(self) -> Task:
-        """Return the task."""
-        return get_task(self.task)
+        """Return the task, trained and narrowed as the study says."""
+        return (self.own_task or get_task(self.task)).adapted(self.train, self.tests)
 
     def encoder_spec(self, name: str) -> EncoderSpec:
         """Return the entry of one encoder."""
@@ -129,8 +149,10 @@ class Study:
 
     def describe(self) -> None:
         """Print what is run, and what the results are not."""
-        cohorts, encoders = (", ".join(spec.name for spec in specs) for specs in (self.cohorts, self.encoders))
-        print(f"{self.title}\n  cohorts   {cohorts}\n  encoders  {encoders}")
+        cohorts, encoders = (
+            ", ".join(names) for names in ([c.title for c in self.cohorts], [e.name for e in self.encoders])
+        )
+        print(f"{self.title}\n  cohorts   {cohorts} ({self.the_task.train} trains)\n  encoders  {encoders}")
         print(f"  folds     {self.folds}, {self.split}, seed {self.seed}\n  probes    {', '.join(self.probes)}")
         for protocol in tunings():
             print(f"  {protocol:<9} {', '.join(self.encoders_of(protocol)) or 'none'}")
@@ -166,13 +188,24 @@ def load_study(name: str | Path) -> Study:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (paths.home() / "studies").glob("*.yaml")))
         raise MissingError(f"expected a study file at {path.absolute()}, found nothing: the studies are {there}")
-    content, called = records.plain_yaml(path.read_bytes(), str(path)), {}
+    content, called, own = records.plain_yaml(path.read_bytes(), str(path)), {}, None
     if isinstance(content, dict):
         for file in records.convert(list[str], content.get("extensions", []), f"{path}: extensions"):
             extension(file)
         for protocol in [name for name in tunings() if name in content]:
             called[protocol] = records.convert(list[str], content.pop(protocol), f"{path}: {protocol}")
-    return records.build(Study, content, str(path), also=tunings(), tuned=called)
+        if isinstance(block := content.get("task"), dict):
+            own = records.build(Task, block, f"{path}: task")
+            if own.name in TASKS:
+                raise InputError(f"{path}: task: there is a task {own.name!r} already: give yours another name")
+            content = content | {"task": own.name}
+    return records.build(Study, content, str(path), also=tunings(), tuned=called, own_task=own)
+
+
+def check_names(*names: str) -> None:
+    """Raise InputError for a name that cannot be a file name."""
+    if bad := [name for name in names if not re.fullmatch(r"[\w.-]*[^\W_][\w.-]*", name)]:
+        raise InputError(f"{bad}: a name becomes a file name: use letters, digits, '-', '_' and '.'")
 
 
 @cache

@@ -111,7 +111,7 @@ def test_shuffled_labels_leave_no_claim():
         images = shuffled[rows].drop_duplicates("image_id").set_index("image_id")["y_true"]
         mixed = pd.Series(np.random.default_rng(0).permutation(images.to_numpy()), images.index)
         shuffled.loc[rows, "y_true"] = shuffled.loc[rows, "image_id"].map(mixed)
-    scores = scoring.overview(scoring.evaluate(shuffled, TASK))
+    scores = scoring.overview(scoring.evaluate(shuffled, TASK), TASK)
     assert scores["mean"].max() < 0.3
     boots, pairs = pairs_of(shuffled)
     assert not any("is better" in line for line in (*claims.sentences(pairs), *claims.contrasts(pairs)))

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from fpbench import load_cohort, predictions
-from fpbench.analysis import scoring, statistics
+from fpbench.analysis import calibration, claims, scoring, shift, statistics
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts
 from fpbench.reporting import tables
-from fpbench.tasks import TASKS
+from fpbench.tasks import TASKS, Task
 
 TASK = TASKS["planes"]
 PRINT = {"dim": 2, "norm": 1.0, "values": [0.5] * 16, "digest": "a"}
@@ -117,8 +117,8 @@ def test_a_bad_file_is_named_and_so_are_files_that_contradict_each_other(frame, 
 
 def test_folds_made_by_two_versions_of_an_encoder_are_refused(frame, tmp_path):
     files = [tmp_path / f"{fold}.parquet" for fold in range(2)]
-    for fold, (path, shift) in enumerate(zip(files, (0, 1e-4), strict=True)):
-        print_ = {**PRINT, "values": [0.5 + shift] * 16, "digest": str(fold)}
+    for fold, (path, off) in enumerate(zip(files, (0, 1e-4), strict=True)):
+        print_ = {**PRINT, "values": [0.5 + off] * 16, "digest": str(fold)}
         predictions.write(
             path, frame.assign(fold=fold), TASK, {**ABOUT, "encoder": {"name": "e", "fingerprint": print_}}
         )
@@ -179,7 +179,7 @@ def test_two_label_spaces_of_as_many_classes_are_two_views(frame):
         "abdomen + brain + femur + thorax",
         "abdomen + brain + femur + cervix",
     }
-    summary = scoring.overview(scores)
+    summary = scoring.overview(scores, task)
     assert (summary["folds"] == frame["fold"].nunique()).all()  # nothing of another label space came in
     assert not summary.duplicated(["encoder", "protocol", "view"]).any()
     views = {boot.view for boot in statistics.samples(pd.concat([frame, clinic], ignore_index=True), task)}
@@ -187,25 +187,25 @@ def test_two_label_spaces_of_as_many_classes_are_two_views(frame):
 
 
 def test_a_label_space_that_could_be_taken_for_another_is_refused():
-    task = replace(TASK, classes=("a", "b", "a + b", "c"))
+    task = Task("odd", "plane", ("a", "b", "a + b", "c"))
     with pytest.raises(InputError, match=r"class names without ' \+ '"):
         task.space(("a + b", "c"))
     assert task.space(task.classes) == "all classes"
 
 
 def test_table1_names_what_is_not_public(frame):
-    table = tables.table1(scoring.evaluate(frame.assign(encoder="fetalclip"), TASK))
+    table = tables.table1(scoring.evaluate(frame.assign(encoder="fetalclip"), TASK), TASK)
     (spain,), (africa,) = table["Spain, paper"], table["Africa, paper"]
     assert spain.startswith("0.9261, ")
     assert africa.startswith("0.9731, ")
-    other = tables.table1(scoring.evaluate(frame, TASK))
+    other = tables.table1(scoring.evaluate(frame, TASK), TASK)
     assert other["Spain, paper"].tolist() == ["not public"]
 
 
 def test_table1_has_a_row_for_each_hole_with_the_reason(frame):
     missing = {"usfm/full": "InputError: too little memory", "usfm/probing": "no weights"}
-    table = tables.table1(scoring.evaluate(frame, TASK), missing=missing)
-    assert list(table.columns) == list(tables.table1(scoring.evaluate(frame, TASK)).columns)
+    table = tables.table1(scoring.evaluate(frame, TASK), TASK, missing=missing)
+    assert list(table.columns) == list(tables.table1(scoring.evaluate(frame, TASK), TASK).columns)
     rows = table.set_index(["encoder", "protocol"]).loc["usfm"]
     assert rows.index.tolist() == ["linear probing", "full fine-tuning"]
     assert rows.iloc[:, 0].tolist() == ["missing: no weights", "missing: InputError: too little memory"]
@@ -214,11 +214,14 @@ def test_table1_has_a_row_for_each_hole_with_the_reason(frame):
 
 def test_table1_puts_the_interval_between_score_and_sd(frame):
     scores = scoring.evaluate(frame, TASK)
-    view = scoring.overview(scores)[[*scoring.MODEL, *scoring.VIEW, "metric"]]
-    table = tables.table1(scores, view.assign(low=0.25, high=0.75).assign(low=lambda f: f["low"].where(f.index > 0)))
-    first, second = table.loc[0, ["Spain, all classes, open", "Spain, abdomen + brain + femur + thorax, open"]]
+    view = scoring.overview(scores, TASK)[[*scoring.MODEL, *scoring.VIEW, "metric"]]
+    ends = view.assign(low=0.25, high=0.75, reason="").assign(low=lambda f: f["low"].where(f.index > 1))
+    reasons = ["all resamples give the same value", "none: thorax has 3 patients"]
+    table = tables.table1(scores, TASK, ends.assign(reason=[*reasons, *[""] * (len(ends) - 2)]))
+    first, second, third = table.loc[0].iloc[2:5]
     assert " [none] ± " in first  # no interval: never a zero-width one
-    assert " [0.250, 0.750] ± " in second
+    assert " [none: thorax has 3 patients] ± " in second
+    assert " [0.250, 0.750] ± " in third
 
 
 def test_scores_of_validation_rows_never_enter(frame):
@@ -226,3 +229,77 @@ def test_scores_of_validation_rows_never_enter(frame):
     rows = flipped["split"] == "val"
     flipped.loc[rows, TASK.columns()] = -flipped.loc[rows, TASK.columns()]
     pd.testing.assert_frame_equal(scoring.evaluate(frame, TASK), scoring.evaluate(flipped, TASK))
+
+
+def moved(frame, population, classes):
+    """The African rows again, as another cohort with some classes only."""
+    rows = frame[(frame["population"] == "africa") & frame["y_true"].isin(TASK.codes(classes))]
+    changed = {name: population + "/" + rows[name] for name in ("image_id", "patient", "group")}
+    return rows.assign(population=population, cohort=population, **changed)
+
+
+def test_a_population_that_the_task_does_not_name_is_scored_on_the_classes_that_it_has(frame):
+    """Where two test cohorts were printed and the third was left out without a word, three stand."""
+    kampala, other = ("abdomen", "brain", "femur"), ("abdomen", "brain", "femur", "cervix")
+    odd = moved(frame, "clinic", TASK.classes[:4])
+    odd["y_true"] = odd["y_true"].replace(3, 4)  # four classes too, but others
+    three = pd.concat([frame, moved(frame, "kampala", kampala), odd], ignore_index=True)
+    assert scoring.spaces(TASK, three) == {
+        "spain": TASK.classes, "africa": TASK.classes[:4], "kampala": kampala, "clinic": other,
+    }  # fmt: skip
+    assert scoring.common(TASK, three) == kampala
+    table = tables.table1(scoring.evaluate(three, TASK), TASK)
+    for title in ("Kampala, abdomen + brain + femur", "Clinic, abdomen + brain + femur + cervix"):
+        assert {f"{title}, open", f"{title}, shared"} <= set(table)
+    assert "Spain, abdomen + brain + femur, shared" in table
+    assert not any("Kampala, paper" in name for name in table)
+    boots = statistics.bootstraps(three, TASK)
+    assert [boot.sample.view[0] for boot in claims.primary(boots, TASK)] == ["spain", "africa", "kampala", "clinic"]
+    narrowed = TASK.adapted("", {"kampala": ["femur", "brain"]})
+    assert scoring.spaces(narrowed, three)["kampala"] == ("brain", "femur")
+
+
+def test_cohorts_stand_side_by_side_on_the_classes_that_all_have(frame):
+    three = pd.concat([frame, moved(frame, "kampala", ("abdomen", "femur"))], ignore_index=True)
+    table = shift.side_by_side(three, TASK)
+    assert set(table["classes"]) == {"abdomen + femur"}
+    assert set(table["population"]) == {"spain", "africa", "kampala"}
+    alike = table.set_index(["population", "rule"])["value"].unstack()
+    assert alike.loc["africa"].tolist() == pytest.approx(alike.loc["kampala"].tolist())  # the same rows on them
+    steps = shift.gaps(three, TASK)
+    spaces = steps[["population", "classes"]].drop_duplicates().to_numpy().tolist()
+    assert spaces == [
+        ["africa", "abdomen + brain + femur + thorax"], ["kampala", "abdomen + femur"], ["africa", "abdomen + femur"],
+    ]  # fmt: skip
+    two = shift.gaps(frame, TASK)
+    assert two[["population", "classes"]].drop_duplicates().to_numpy().tolist() == spaces[:1]
+
+
+def test_answers_without_logits_are_a_file_too(frame, tmp_path):
+    words = np.array([*TASK.classes, "kidney"])
+    said = frame[TASK.columns()].to_numpy().argmax(1)
+    said[::7] = 6
+    alone = frame.drop(columns=TASK.columns()).assign(encoder="other", protocol="submitted", answer=words[said])
+    alone = alone[alone["split"] == "test"]
+    predictions.write(tmp_path / "a.parquet", frame, TASK, ABOUT)
+    submission = ABOUT | {"encoder": {"name": "other", "submission": {}}}
+    predictions.write(tmp_path / "b.parquet", alone, TASK, submission)
+    together = predictions.read([tmp_path / "a.parquet", tmp_path / "b.parquet"], TASK)
+    assert list(together) == [*predictions.COLUMNS, "answer", *TASK.columns()]
+    only = predictions.read([tmp_path / "b.parquet"], TASK)
+    mine = predictions.outputs(only, TASK)
+    test = frame["split"] == "test"
+    assert mine.tolist() == np.where(said == 6, -1, said)[test].tolist()
+    with pytest.raises(InputError, match="rows of one model"):
+        predictions.outputs(together, TASK)
+    scores = scoring.evaluate(together, TASK).set_index("encoder").query("rule == 'open'")
+    assert scores.loc["other"].query("metric in ['macro F1', 'accuracy']")["value"].notna().all()
+    assert scores.loc["other"].query("metric in ['ECE', 'NLL', 'AUROC']")["value"].isna().all()
+    table = tables.table1(scoring.evaluate(together, TASK), TASK, statistics.of_all(statistics.intervals, statistics.bootstraps(together, TASK), methods=["percentile"]))  # fmt: skip
+    row = table[table["protocol"] == "submitted answers"].iloc[0]
+    assert row["Spain, all classes, open"].endswith(", one model")
+    assert row["Africa, abdomen + brain + femur + thorax, shared"] == "not told"
+    assert len(calibration.confidences(together, TASK)) == len(calibration.confidences(frame, TASK))
+    damaged = alone.assign(answer=alone["answer"].where(alone.index > 60))
+    with pytest.raises(InputError, match="expected an answer in every row"):
+        predictions.write(tmp_path / "c.parquet", damaged, TASK, submission)

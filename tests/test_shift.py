@@ -154,8 +154,10 @@ def test_the_worst_are_wrong_and_sorted_by_confidence():
 
 
 def test_sentences_name_a_difference_only_where_the_interval_excludes_zero():
-    apart = shift.decompose(pd.concat(CAUSES["residual"], ignore_index=True), TASK, "africa", 50)
-    alike = shift.decompose(pd.concat(CAUSES["rule"], ignore_index=True), TASK, "africa", 50)
+    apart, alike = (shift.gaps(pd.concat(CAUSES[one], ignore_index=True), TASK) for one in ("residual", "rule"))
+    assert shift.sentences(apart)[0].startswith(
+        "Africa, abdomen + brain + femur + thorax: e, linear probing: printed gap "
+    )
     assert shift.sentences(apart)[0].endswith("the populations differ.")
     assert shift.sentences(alike)[0].endswith("no difference is shown once both are measured alike.")
     assert "the largest part of it is the rule" in shift.sentences(alike)[0]

@@ -4,16 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 from fpbench import metrics
-from fpbench.analysis import scoring, statistics
+from fpbench.analysis import samples, scoring, statistics
 from fpbench.errors import InputError
-from fpbench.tasks import TASKS
+from fpbench.tasks import TASKS, Task
 
 TASK = TASKS["planes"]
 NAMES = dict(enumerate(TASK.classes))
 EVERY = (*statistics.NAMES, "AUROC", *(f"{m} of {c}" for m in ("precision", "recall", "F1") for c in TASK.classes))
-HEADLINE = [metrics.HEADLINE]
+HEADLINE = ["macro F1"]
 MODELS = (("a", "logistic"), ("b", "logistic"), ("c", "logistic"))
 
 
@@ -253,10 +254,10 @@ def degenerate(case):
         return (
             rows.assign(y_true=np.where(rows["group"] == 0, 0, np.maximum(rows["y_true"], 1))),
             logits,
-            "undefined in",
+            "none: abdomen has 1 patient",
         )
     if case == "absent class":
-        return rows.assign(y_true=np.maximum(rows["y_true"], 1)), logits, "undefined in 400 of 400"
+        return rows.assign(y_true=np.maximum(rows["y_true"], 1)), logits, "none: abdomen has 0 patients"
     return rows, np.tile(50 * np.eye(6)[rows["y_true"]], (2, 1, 1)), "same value"  # all right
 
 
@@ -430,7 +431,7 @@ def test_models_must_have_answered_the_same_images(change, says):
 
 def test_unknown_names_are_refused():
     sample = make(*world())
-    with pytest.raises(InputError, match=r"unknown metrics F1 of foot: expected some of AUROC, macro F1"):
+    with pytest.raises(InputError, match=r"unknown metrics F1 of foot: expected some of AUROC, AUPRC, macro F1"):
         statistics.bootstrap(sample, ["F1 of foot"], 10)
     with pytest.raises(InputError, match="expected one of percentile, BCa"):
         statistics.intervals(statistics.bootstrap(sample, HEADLINE, 10), ["basic"])
@@ -462,3 +463,73 @@ def test_holm_equals_statsmodels_exactly_and_is_never_below_the_raw_p():
         p[: count // 3] = p[0]  # ties
         assert (statistics.holm(p) == multipletests(p, method="holm")[1]).all()
         assert (statistics.holm(p) >= p).all()
+
+
+def test_metrics_and_statistics_agree_on_a_missing_class():
+    """Perfect logits, one class of the space without an image: once a silent 0.8 in the table and NaN in the interval."""
+    rows, _ = world()
+    rows = rows.assign(y_true=np.maximum(rows["y_true"], 1))
+    perfect = 9 * np.eye(6)[rows["y_true"]]
+    boot = statistics.bootstrap(make(rows, perfect[None]), ["macro F1", "balanced accuracy", "weighted F1"], 20)
+    for name, values in boot.folds.items():
+        by_fold = [
+            metrics.scores(part["y_true"].to_numpy(), perfect[part.index], range(6))[name]
+            for _, part in rows.reset_index(drop=True).groupby("fold")
+        ]
+        assert values[:, 0] == pytest.approx(by_fold, nan_ok=True)
+        assert np.isnan(values).all() == (name != "weighted F1")
+
+
+def test_answers_alone_have_the_scores_and_differences_of_the_logits_that_give_them():
+    rows, logits = world()
+    alone = [logits[0].argmax(1), logits[1].argmax(1)]
+    models = {"models": MODELS[:2]}
+    names = ["macro F1", "accuracy", "F1 of femur"]
+    one, two = (statistics.make_sample(rows, said, NAMES, **models) for said in (logits[:2], alone))
+    found = [statistics.bootstrap(sample, names, 200) for sample in (one, two)]
+    tables = [(statistics.intervals(boot), statistics.differences(boot), statistics.ranking(boot)) for boot in found]
+    for whole, answers in zip(*tables, strict=True):
+        pd.testing.assert_frame_equal(whole, answers)
+    other = statistics.intervals(statistics.bootstrap(two, ["ECE", "Brier", "NLL", "AUROC"], 50))
+    assert other[["value", "low", "high"]].isna().all(axis=None)
+    assert set(other["reason"]) == {"none: the model gave answers alone"}
+
+
+def test_an_answer_that_is_no_class_is_a_miss_in_every_resample():
+    rows, logits = world()
+    said = logits[0].argmax(1)
+    said = np.where(np.arange(len(said)) % 7 == 0, metrics.NONE, said)
+    boot = statistics.bootstrap(statistics.make_sample(rows, [said], NAMES, models=MODELS[:1]), HEADLINE, 50)
+    by_fold = [
+        metrics.scores(part["y_true"].to_numpy(), said[part.index], range(6))["macro F1"]
+        for _, part in rows.reset_index(drop=True).groupby("fold")
+    ]
+    assert boot.folds["macro F1"][:, 0] == pytest.approx(by_fold, abs=1e-12)
+    shared = {k: NAMES[k] for k in range(4)}
+    some = rows["y_true"] < 4
+    sample = statistics.make_sample(rows[some], [said[some]], shared, "shared", models=MODELS[:1])
+    assert np.isnan(statistics.bootstrap(sample, HEADLINE, 5).folds["macro F1"]).all()
+
+
+def test_average_precision_under_weights_is_that_of_repeated_rows():
+    rng = np.random.default_rng(0)
+    unit, score = rng.integers(0, 10, 80), rng.normal(size=80).round(1)  # with ties
+    positive, weights = rng.random(80) < 0.3, rng.integers(0, 4, (10, 6)).astype(float)
+    got = samples.average_precision(positive, score, unit, weights)
+    for column, value in zip(weights.T, got, strict=True):
+        times = column[unit].astype(int)
+        expected = average_precision_score(np.repeat(positive, times), np.repeat(score, times))
+        assert value == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(samples.average_precision(np.ones(80, bool), score, unit, weights)).all()
+
+
+def test_a_task_with_a_positive_class_is_headed_by_its_average_precision():
+    task = Task("search", "plane", TASK.classes, train="spain", tests=TASK.tests, headline="AUPRC", positive="femur")
+    predicted = predictions("official")
+    boots = statistics.bootstraps(predicted, task)
+    table = statistics.of_all(statistics.intervals, boots, methods=["percentile"])
+    summary = scoring.overview(scoring.evaluate(predicted, task, ranked=False), task, table)
+    assert set(summary["metric"]) == {"AUPRC"}
+    both = summary.merge(table, on=[*scoring.MODEL, *scoring.VIEW, "metric"])
+    assert both["mean"].to_numpy() == pytest.approx(both["value"].to_numpy(), abs=1e-12)
+    assert statistics.differences(boots[0])["p"].notna().all()

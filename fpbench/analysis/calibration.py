@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from fpbench import metrics
+from fpbench import metrics, predictions
 from fpbench.analysis.scoring import MODEL, told, view_title, views
 from fpbench.tasks import Task
 
@@ -18,8 +18,8 @@ TEMPERATURES = (0.05, 20.0)  # searched between these
 
 def temperatures(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Return the temperature of each model and fold that minimises the NLL of its validation rows (Guo 2017)."""
-    rows = []
-    for key, part in predicted[predicted["split"] == "val"].groupby([*MODEL, "fold"]):
+    rows, told = [], predictions.with_logits(predicted, task)
+    for key, part in told[told["split"] == "val"].groupby([*MODEL, "fold"]):
         z, y = part[task.columns()].to_numpy(np.float64), part["y_true"].to_numpy()
 
         def loss(log: float, z: np.ndarray = z, y: np.ndarray = y) -> float:
@@ -31,20 +31,35 @@ def temperatures(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 
 def scaled(predicted: pd.DataFrame, temperature: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Return predictions with each model's logits divided by the temperature of its fold; answers stay the same."""
+    """Return predictions with each model's logits divided by the temperature of its fold; answers stay the same.
+
+    Models without validation rows have no temperature, and are left out.
+    """
+    predicted = predictions.with_logits(predicted, task)
     divisor = predicted[[*MODEL, "fold"]].merge(temperature, how="left", validate="many_to_one")["temperature"]
+    known = divisor.notna().to_numpy()
+    predicted, divisor = predicted[known], divisor[known]
     return predicted.assign(**(predicted[task.columns()] / divisor.to_numpy()[:, None]))
 
 
 def confidences(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Return MODEL, fold, view (title), confidence (of the answer), right (0 or 1) of every test image as published."""
+    """Return MODEL, fold, population, classes, rule, view (title), confidence (of the answer), right (0 or 1) of every test image.
+
+    As published, of models with logits.
+    """
+    predicted = predictions.with_logits(predicted, task)
     test, parts = predicted[predicted["split"] == "test"], []
-    for population, classes, rule in views(task, set(test["population"])):
+    for population, classes, rule in views(task, predicted):
         space = task.codes(classes)
         rows = test[(test["population"] == population) & test["y_true"].isin(space)]
         p = metrics.softmax(metrics.restrict(rows[task.columns()].to_numpy(), space, rule))
-        about = {"view": view_title(population, task.space(classes), rule), "confidence": p.max(axis=1)}
-        parts.append(rows[[*MODEL, "fold"]].assign(**about, right=(p.argmax(axis=1) == rows["y_true"]).astype(float)))
+        about = {"classes": task.space(classes), "rule": rule, "confidence": p.max(axis=1)}
+        about["view"] = view_title(population, task.space(classes), rule)
+        parts.append(
+            rows[[*MODEL, "fold", "population"]].assign(
+                **about, right=(p.argmax(axis=1) == rows["y_true"]).astype(float)
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 

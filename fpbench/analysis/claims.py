@@ -13,7 +13,6 @@ import pandas as pd
 
 from fpbench.analysis.scoring import MODEL, VIEW, view_title
 from fpbench.analysis.statistics import SAME, Bootstrap, flaw
-from fpbench.metrics import HEADLINE
 from fpbench.protocols import titles
 from fpbench.tasks import Task
 
@@ -37,35 +36,39 @@ def verdicts(boots: Iterable[Bootstrap], task: Task) -> pd.DataFrame:
         not supported (at most ALPHA), undecided, not tested. That *some* encoder is below another is supported only if
         one pair stands after Bonferroni's correction, since which pair was not said beforehand.
     """
+    boots, rows = list(boots), []
     draws = {boot.sample.view: boot for boot in boots}
-    rows = []
+    main = {boot.sample.view[0]: boot for boot in primary(boots, task)}
     for claim in pd.read_csv(Path(__file__).with_name("claims.csv")).itertuples():
-        view = primary_view(task, claim.population)
-        found = _headline(draws.get(view), claim.protocol)
-        if claim.kind == "gap":
-            home = _headline(draws.get((task.train, *view[1:])), claim.protocol)  # on the same classes
+        boot = main.get(claim.population)
+        found = _headline(boot, task, claim.protocol)
+        if claim.kind == "gap" and boot:
+            home = _headline(
+                draws.get((task.train, *boot.sample.view[1:])), task, claim.protocol
+            )  # on the same classes
             found = {name: home[name] - value for name, value in found.items() if name in home}
         outcome = _outcome(claim.kind, found, claim.encoders.split())
         rows.append((claim.claim, claim.population.capitalize(), ", ".join(found) or "none", *outcome))
     return pd.DataFrame(rows, columns=["claim", "cohort", "encoders", "probability", "outcome", "reason"])
 
 
-def primary_view(task: Task, population: str) -> tuple[str, str, str, str]:
-    """Return the primary view of a cohort, as ``scoring.VIEW``."""
-    return population, task.space(task.tests.get(population, ())), "open", "as published"
+def primary_view(task: Task, population: str, classes: str, rule: str, duplicates: str) -> bool:
+    """Return whether a view (``scoring.VIEW``) is the primary one of its cohort; an external cohort is scored on its own classes alone."""
+    own = population != task.train or classes == task.space(task.home)
+    return own and (rule, duplicates) == ("open", "as published")
 
 
 def primary(boots: Iterable[Bootstrap], task: Task) -> list[Bootstrap]:
     """Return the bootstraps of primary views."""
-    return [boot for boot in boots if boot.sample.view == primary_view(task, boot.sample.view[0])]
+    return [boot for boot in boots if primary_view(task, *boot.sample.view)]
 
 
-def _headline(boot: Bootstrap | None, protocol: str) -> dict[str, np.ndarray]:
+def _headline(boot: Bootstrap | None, task: Task, protocol: str) -> dict[str, np.ndarray]:
     """Return the resampled headline score (resamples,) of every encoder under a protocol, by the name of the full encoder."""
     if boot is None:
         return {}
     models = enumerate(boot.sample.models)
-    return {name.removesuffix("-mini"): boot.draws[HEADLINE][:, i] for i, (name, of) in models if of == protocol}
+    return {name.removesuffix("-mini"): boot.draws[task.headline][:, i] for i, (name, of) in models if of == protocol}
 
 
 def _outcome(kind: str, draws: dict[str, np.ndarray], named: list[str]) -> tuple[float, str, str]:

@@ -26,11 +26,13 @@ def curves(predicted: Iterable[pd.DataFrame], task: Task, resamples: int = stati
     for frame in predicted:
         name = frame["encoder"].iloc[0]
         for sample in statistics.samples(frame.assign(encoder=frame["seed"].astype(str)), task):
-            boot = statistics.bootstrap(sample, statistics.NAMES[:1], resamples)
-            values, draws, out = (one[statistics.NAMES[0]] for one in (boot.folds, boot.draws, boot.jackknife))
+            boot = statistics.bootstrap(sample, [task.headline], resamples)
+            values, draws, out = (one[task.headline] for one in (boot.folds, boot.draws, boot.jackknife))
             for protocol, members in sample.families.items():
                 mine = values.mean(0)[members]
-                ends = statistics.interval(draws[:, members].mean(1), mine.mean(), out, sample.stratum, "percentile")
+                ends = statistics.interval(
+                    draws[:, members].mean(1), mine.mean(), out, sample.stratum, "percentile", undefined=sample.why(0.0)
+                )
                 size = int(protocol.split()[0])
                 rows.append((name, *sample.view, size, mine.mean(), mine.std(ddof=1), *ends))
     columns = ["encoder", *statistics.VIEW, "patients per class", "value", "sd", "low", "high", "reason"]

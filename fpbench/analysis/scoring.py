@@ -1,7 +1,8 @@
 """Scores of predictions: every model, fold and view; tidy frames in and out.
 
 A *view* is one way of scoring a test cohort: which of its classes count, whether the arg-max is *open* (all classes of the
-task) or *shared* (those that both cohorts have), with all images or the de-duplicated ones. The score of an encoder is the
+task) or *shared* (those that both cohorts have), with all images or the de-duplicated ones. There are as many external cohorts as
+the predictions hold: one that the task does not name is scored on the classes of the task that occur in it. The score of an encoder is the
 mean over its fold models; the SD over folds is training variation, not the error of the score. In frames a label space is the
 name that ``Task.space`` gives it: two spaces of as many classes are two views.
 """
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import sklearn
 
-from fpbench import metrics
+from fpbench import metrics, predictions
 from fpbench.errors import InputError
 from fpbench.protocols import titles
 from fpbench.tasks import Task
@@ -24,12 +25,30 @@ MODEL = ("encoder", "protocol")
 DUPLICATES = {"as published": False, "de-duplicated": True}
 
 
-def views(task: Task, populations: set[str]) -> list[tuple[str, tuple[str, ...], str]]:
-    """Return (population, classes, rule) of every view: the home cohort whole, on the shared classes, and each external one."""
-    external = [name for name in task.tests if name != task.train and name in populations]
-    found = [(task.train, task.tests[task.train], "open")]
-    for name in external:
-        found += [(population, task.tests[name], rule) for population in (task.train, name) for rule in metrics.RULES]
+def spaces(task: Task, predicted: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Return population -> its label space, of every population with test rows: home first, then as the rows come."""
+    seen = predicted.loc[predicted["split"] == "test", ["population", "y_true"]].drop_duplicates()
+    found = {}
+    for name in dict.fromkeys([task.train, *seen["population"]]):
+        occur = set(seen.loc[seen["population"] == name, "y_true"])
+        own = tuple(one for code, one in enumerate(task.classes) if code in occur)
+        if occur:
+            found[name] = task.home if name == task.train else task.tests.get(name, own)
+    return found
+
+
+def common(task: Task, predicted: pd.DataFrame) -> tuple[str, ...]:
+    """Return the classes that all populations have: those on which cohorts may be compared with each other."""
+    every = spaces(task, predicted).values()
+    return tuple(name for name in task.classes if all(name in classes for classes in every))
+
+
+def views(task: Task, predicted: pd.DataFrame) -> list[tuple[str, tuple[str, ...], str]]:
+    """Return (population, classes, rule) of every view: the home cohort whole, on the classes of each external one, and these."""
+    abroad = {name: classes for name, classes in spaces(task, predicted).items() if name != task.train}
+    found = [(task.train, task.home, "open")]
+    found += [(task.train, own, rule) for own in abroad.values() if own != task.home for rule in metrics.RULES]
+    found += [(name, own, rule) for name, own in abroad.items() for rule in metrics.RULES]
     return list(dict.fromkeys(found))
 
 
@@ -43,7 +62,7 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), 
     groups
         Further columns to score apart, e.g. ``("centre",)``.
     ranked
-        With AUROC, which takes longer than all the others.
+        With AUROC and, of a task with a positive class, AUPRC, which take longer than all the others.
 
     Returns
     -------
@@ -55,7 +74,9 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), 
     InputError
         A logit is not finite, or a class lies outside the label space.
     """
-    return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked))
+    positive = task.classes.index(task.positive) if task.positive else None
+    ranked = ranked or task.headline in metrics.RANKED
+    return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked, positive=positive))
 
 
 def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -73,13 +94,13 @@ def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score
     test = predicted[predicted["split"] == "test"]
     columns, rows = [*MODEL, "fold", *groups], []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # ``metrics`` checks its input
-        for population, classes, rule in views(task, set(test["population"])):
+        for population, classes, rule in views(task, predicted):
             space = task.codes(classes)
             seen = test[(test["population"] == population) & test["y_true"].isin(space)]
             for duplicates, drop in DUPLICATES.items():
                 for key, part in seen[seen["distinct"]].groupby(columns) if drop else seen.groupby(columns):
                     present = [k for k in space if not groups or (part["y_true"] == k).any()]
-                    values = score(part["y_true"].to_numpy(), part[task.columns()].to_numpy(), present, rule)
+                    values = score(part["y_true"].to_numpy(), predictions.outputs(part, task), present, rule)
                     view = (population, task.space([task.classes[k] for k in present]), rule, duplicates)
                     rows += [(*key, *view, len(part), metric, float(value)) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=[*columns, *VIEW, "images", "metric", "value"])
@@ -91,15 +112,16 @@ def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     return grouped.agg(mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean"))
 
 
-def overview(scores: pd.DataFrame, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return ``summarise`` of the headline metric, copies left in, with the heading of each view in the column ``view``.
+def overview(scores: pd.DataFrame, task: Task, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return ``summarise`` of the headline of the task, copies left in, with the heading of each view in the column ``view``.
 
-    ``intervals`` of ``statistics.intervals``, one method, add the columns ``low`` and ``high``; NaN where the data carry none.
+    ``intervals`` of ``statistics.intervals``, one method, add the columns ``low`` and ``high``, NaN where the data carry none, and
+    ``reason`` why.
     """
-    summary = summarise(scores[(scores["metric"] == metrics.HEADLINE) & (scores["duplicates"] == "as published")])
+    summary = summarise(scores[(scores["metric"] == task.headline) & (scores["duplicates"] == "as published")])
     if intervals is not None:
         keys = [*MODEL, *VIEW, "metric"]
-        summary = summary.merge(intervals[[*keys, "low", "high"]], on=keys, how="left")
+        summary = summary.merge(intervals[[*keys, "low", "high", "reason"]], on=keys, how="left")
     views = summary[["population", "classes", "rule"]].itertuples(index=False)
     return summary.assign(view=[view_title(*view) for view in views])
 
@@ -119,7 +141,7 @@ def verdicts(scores: pd.DataFrame) -> pd.DataFrame:
         label space and rule, with and without copies. *Inside the range* is no agreement: the paper's protocol is not public.
     """
     public = published().query("encoder != ''").rename(columns={"value": "paper"})
-    ours = summarise(scores[scores["metric"].isin([metrics.HEADLINE, "weighted F1"])]).replace({"protocol": titles()})
+    ours = summarise(scores[scores["metric"].isin(["macro F1", "weighted F1"])]).replace({"protocol": titles()})
     span = ours.groupby([*MODEL, "population"])["mean"].agg(low="min", high="max").reset_index()
     table = public[[*MODEL, "population", "paper"]].merge(span, how="left")
     inside = table["paper"].between(table["low"], table["high"])
@@ -133,12 +155,16 @@ def view_title(population: str, classes: str, rule: str) -> str:
 
 
 def told(intervals: pd.DataFrame) -> list[str]:
-    """Return ``low`` and ``high`` of each row as text; ``[none]`` where the data carry no interval."""
-    ends = zip(intervals["low"], intervals["high"], strict=True)
-    return [f" [{low:.3f}, {high:.3f}]" if low <= high else " [none]" for low, high in ends]
+    """Return ``low`` and ``high`` of each row as text; ``[none]`` where the data carry no interval, with the reason where it is short."""
+    rows = zip(intervals["low"], intervals["high"], intervals["reason"].fillna(""), strict=True)
+    none = "none: "  # begins a reason that is short
+    return [
+        f" [{low:.3f}, {high:.3f}]" if low <= high else f" [{why if why.startswith(none) else 'none'}]"
+        for low, high, why in rows
+    ]
 
 
-def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataFrame:
+def difference(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return each view's mean as published, de-duplicated, and their difference."""
     summary = summarise(scores[scores["metric"] == metric])
     if summary.empty:
@@ -151,19 +177,19 @@ def difference(scores: pd.DataFrame, metric: str = metrics.HEADLINE) -> pd.DataF
     return table.reset_index()
 
 
-def headline(scores: pd.DataFrame, encoder: str, protocol: str) -> str:
-    """Return the headline metric of one model in words, view by view."""
-    summary = overview(scores[(scores["encoder"] == encoder) & (scores["protocol"] == protocol)])
+def headline(scores: pd.DataFrame, task: Task, encoder: str, protocol: str) -> str:
+    """Return the headline of one model in words, view by view."""
+    summary = overview(scores[(scores["encoder"] == encoder) & (scores["protocol"] == protocol)], task)
     return "; ".join(f"{row.view} {row.mean:.3f}" for row in summary.itertuples())
 
 
 def findings(scores: pd.DataFrame, task: Task) -> list[str]:
     """Return one sentence per external cohort: what the rule of the arg-max changes there, under linear probing."""
-    abroad = overview(scores[(scores["protocol"] == "logistic") & (scores["population"] != task.train)])
+    abroad = overview(scores[(scores["protocol"] == "logistic") & (scores["population"] != task.train)], task)
     rules = abroad.pivot(index=["population", "encoder"], columns="rule", values="mean").reindex(columns=metrics.RULES)
     lines = []
-    for population, change in (rules["shared"] - rules["open"]).groupby("population"):
-        found = f"changes macro F1 there by {change.min():+.3f} to {change.max():+.3f}"
+    for population, change in (rules["shared"] - rules["open"]).dropna().groupby("population", sort=False):
+        found = f"changes {task.headline} there by {change.min():+.3f} to {change.max():+.3f}"
         where = f"Restricting the answers to the classes that {population.capitalize()} has"
         lines.append(f"{where} {found}: the rule must be named with every score.")
     return lines

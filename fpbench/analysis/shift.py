@@ -14,15 +14,15 @@ part is the Shapley value, the mean over all 24 orders, beside the least and the
 up to the printed gap. The score is the estimand of ``fpbench.analysis.statistics``: the mean of macro F1 over the fold models.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
 
-from fpbench import metrics
+from fpbench import metrics, predictions
 from fpbench.analysis import statistics
-from fpbench.analysis.scoring import MODEL
+from fpbench.analysis.scoring import MODEL, common, spaces
 from fpbench.errors import InputError
 from fpbench.protocols import titles
 from fpbench.tasks import Task
@@ -67,10 +67,50 @@ def _macro_f1(counts: np.ndarray, space: list[int]) -> np.ndarray:
     return (2 * right / np.where(true > 0, true + answered, np.nan)).mean(-1).mean(1)
 
 
+def gaps(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Return ``decompose`` of every external cohort, with the columns population and classes (its label space) in front.
+
+    Scores of cohorts with different classes are different questions: where there are several external cohorts and not all have the
+    same classes, each is taken apart a second time on the classes that all have.
+    """
+    own, all_have, parts = spaces(task, predicted), common(task, predicted), []
+    abroad = [name for name in own if name != task.train]
+    wanted = [(name, own[name]) for name in abroad]
+    wanted += [(name, all_have) for name in abroad if len(abroad) > 1 and all_have]
+    for name, classes in dict.fromkeys(wanted):
+        steps = decompose(predicted, task, name, classes=classes)
+        parts.append(steps.assign(population=name, classes=task.space(classes)))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["population", "classes", *[name for name in table if name not in ("population", "classes")]]]
+
+
+def side_by_side(predicted: pd.DataFrame, task: Task, seed: int = 0) -> pd.DataFrame:
+    """Return ``statistics.intervals`` of the headline of every cohort on the classes that all of them have, as published.
+
+    Empty where no class is common to all.
+    """
+    if not (classes := common(task, predicted)):
+        return pd.DataFrame()
+    local = task.adapted("", dict.fromkeys(spaces(task, predicted), classes))
+    boots = statistics.bootstraps(predicted, local, seed=seed)
+    table = statistics.of_all(statistics.intervals, boots, methods=["percentile"])
+    return table[table["duplicates"] == "as published"].reset_index(drop=True)
+
+
 def decompose(
-    predicted: pd.DataFrame, task: Task, population: str, resamples: int = statistics.RANK_RESAMPLES, seed: int = 0
+    predicted: pd.DataFrame,
+    task: Task,
+    population: str,
+    resamples: int = statistics.RANK_RESAMPLES,
+    seed: int = 0,
+    classes: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Take the gap between the home cohort and an external one apart, for every model.
+    """Take the gap between the home cohort and an external one apart, for every model with logits.
+
+    Parameters
+    ----------
+    classes
+        Of the external cohort, on which it is scored; default: all that it has.
 
     Returns
     -------
@@ -78,13 +118,13 @@ def decompose(
         Columns MODEL, step (``gap``, SWITCHES, ``residual``), value, least and most over the orders, low and high (95 %
         percentile interval by patient group, drawn in each cohort by itself), reason (of NaN).
     """
-    test = predicted[predicted["split"] == "test"]
+    test = predictions.with_logits(predicted[predicted["split"] == "test"], task)
     present = set(test["population"])
     if not {task.train, population} <= present or population == task.train:
         raise InputError(
             f"expected test rows of {task.train!r} and of another cohort {population!r}, found {sorted(present)}"
         )
-    every, shared = task.codes(task.tests[task.train]), task.codes(task.tests[population])
+    every, shared = task.codes(task.home), task.codes(classes or spaces(task, test)[population])
     rng, sides = np.random.default_rng(seed), []
     for name, space in ((task.train, every), (population, shared)):
         rows = test[(test["population"] == name) & test["y_true"].isin(space)]
@@ -127,9 +167,9 @@ def _prior_weights(here: np.ndarray, there: np.ndarray, shared: list[int]) -> np
 
 
 def sentences(steps: pd.DataFrame) -> list[str]:
-    """Return one sentence per model: the printed gap, the largest part of it, and whether a residual is left."""
+    """Return one sentence per cohort, label space and model: the printed gap, the largest part of it, and whether a residual is left; ``gaps``."""
     lines = []
-    for (encoder, protocol), part in steps.groupby(list(MODEL), sort=False):
+    for (population, classes, encoder, protocol), part in steps.groupby(["population", "classes", *MODEL], sort=False):
         part = part.set_index("step")
         said = part["value"].map("{:+.3f}".format) + " [" + part["low"].map("{:+.3f}".format)
         said += " to " + part["high"].map("{:+.3f}]".format)
@@ -138,7 +178,7 @@ def sentences(steps: pd.DataFrame) -> list[str]:
             "the populations differ" if low > 0 or high < 0 else "no difference is shown once both are measured alike"
         )
         lines.append(
-            f"{encoder}, {titles()[protocol]}: printed gap {said['gap']}; the largest part of it is the {largest}, {said[largest]}; "
+            f"{population.capitalize()}, {classes}: {encoder}, {titles()[protocol]}: printed gap {said['gap']}; the largest part of it is the {largest}, {said[largest]}; "
             f"residual {said['residual']}: {verdict}."
         )
     return lines
@@ -147,27 +187,45 @@ def sentences(steps: pd.DataFrame) -> list[str]:
 def by_part(
     predicted: pd.DataFrame, task: Task, population: str, column: str = "centre", seed: int = 0
 ) -> pd.DataFrame:
-    """Return ``statistics.intervals`` of macro F1 for every part of a cohort (a country, a machine), over the classes that it has.
+    """Return ``statistics.intervals`` of the headline for every part of a cohort (a country, a machine), over the classes that it has.
 
-    Further columns: part, images, present (the classes, in words). Scores of parts with other classes are not comparable.
+    Further columns: part, images, present (the classes, in words). Scores of parts with other classes are not comparable. Empty where no
+    part is known.
     """
     rows, parts = predicted[(predicted["split"] == "test") & (predicted["population"] == population)], []
     for part, mine in rows.groupby(column):
         present = tuple(name for code, name in enumerate(task.classes) if (mine["y_true"] == code).any())
-        local = replace(task, tests=task.tests | {population: present})
+        local = task.adapted("", {population: present})
         boots = statistics.bootstraps(mine, local, seed=seed)
         table = statistics.of_all(statistics.intervals, boots, methods=["percentile"])
         parts.append(table.assign(part=part, images=mine["image_id"].nunique(), present=", ".join(present)))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def by_centre(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Return ``by_part`` of the centres of every external cohort that has several; where these are several cohorts, a part names its own."""
+    seen = predicted[(predicted["split"] == "test") & (predicted["population"] != task.train)]
+    centres = seen.groupby("population", sort=False)["centre"].nunique()
+    several = list(centres.index[centres > 1])
+    tables = [by_part(seen, task, name) for name in several]
+    if len(tables) > 1:
+        tables = [
+            table.assign(part=name.capitalize() + ": " + table["part"])
+            for name, table in zip(several, tables, strict=True)
+        ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def worst(predicted: pd.DataFrame, task: Task, encoder: str, protocol: str, most: int = 3) -> pd.DataFrame:
     """Return the wrong answers of which the fold models are surest together, ``most`` per centre of the external cohorts.
 
-    Columns image_id, cohort, centre, true, answer, confidence (of the mean softmax over all classes and fold models).
+    Columns image_id, cohort, centre (the cohort's name where it knows none), true, answer, confidence (of the mean softmax over all
+    classes and fold models).
     """
-    rows = predicted[(predicted["split"] == "test") & (predicted["population"] != task.train)]
+    rows = predictions.with_logits(predicted, task)
+    rows = rows[(rows["split"] == "test") & (rows["population"] != task.train)]
     rows = rows[(rows["encoder"] == encoder) & (rows["protocol"] == protocol)]
+    rows = rows.assign(centre=rows["centre"].fillna(rows["cohort"]))
     keys = ["image_id", "cohort", "centre", "y_true"]
     p = pd.DataFrame(metrics.softmax(rows[task.columns()].to_numpy()), rows.index, list(task.classes))
     p = p.groupby([rows[key] for key in keys]).mean()

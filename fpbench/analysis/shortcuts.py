@@ -61,6 +61,8 @@ def unseen(left_out: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 def widest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """Return the rows of ``shift.by_part``, open, as published, that score a part over all the classes it has."""
+    if table.empty:
+        return table
     table = table.query("rule == 'open' and duplicates == 'as published'")
     own = table["present"].map(lambda words: task.space(words.split(", ")))
     return table[table["classes"] == own].sort_values("part", kind="stable", ignore_index=True)

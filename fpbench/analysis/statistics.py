@@ -5,21 +5,16 @@ patient groups with replacement, once for all fold models and all encoders: weig
 in it. Where all folds test the same groups, these are drawn together; where each fold tests its own (``crossval``,
 in-domain), a group is drawn within its fold: ``stratum`` (G,). Rows of different folds are never pooled.
 
-Every metric but AUROC is a function of sums over images, so a group is reduced to its sums, a *tally* (T,): true
-images, answers and right answers of each class of the space (S); the gap of each ECE bin; Brier; NLL. All resamples are
-one matrix product, cut into blocks of rows. AUROC sorts the images once and adds up weights (ties count half).
+An interval that the data cannot carry (one group, an undefined resample, all resamples equal) is NaN with its ``reason``, never of
+width zero.
 
-A score over classes is not defined where one of them has no image: NaN, in a resample too. An interval that the data
-cannot carry (one group, an undefined resample, all resamples equal) is NaN with its ``reason``, never of width zero.
-
-Contents: ``samples`` (predictions to arrays); ``bootstrap``, then ``intervals`` (percentile; BCa: Efron 1987),
-``differences`` (group permutation test; Holm 1979), ``ranking``; ``holm``, ``nadeau_bengio`` (2003). Point values equal
-those of ``fpbench.metrics``, i.e. scikit-learn's, to rounding.
+Contents: ``bootstrap`` of ``samples``, then ``intervals`` (percentile; BCa: Efron 1987), ``differences`` (group permutation
+test; Holm 1979), ``ranking``; ``holm``, ``nadeau_bengio`` (2003). Point values equal those of ``fpbench.metrics``, i.e.
+scikit-learn's, to rounding.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, product
 from typing import Any
 
@@ -28,45 +23,17 @@ import pandas as pd
 from scipy import special, stats
 
 from fpbench import metrics
-from fpbench.analysis.scoring import DUPLICATES, MODEL, VIEW, views
+from fpbench.analysis.samples import Part, Sample, evaluate, make_sample, ranked, samples, scores, sums
+from fpbench.analysis.scoring import MODEL, VIEW
 from fpbench.errors import InputError
 from fpbench.tasks import Task
 
-RESAMPLES, RANK_RESAMPLES = 10_000, 1_000  # RANK: for AUROC, whose cost grows with images, not groups
-RANKED = "AUROC"
-NAMES = (metrics.HEADLINE, "weighted F1", "accuracy", "balanced accuracy", *metrics.CALIBRATION)  # AUROC is slow
+__all__ = ["make_sample", "samples"]  # handed on: what ``bootstrap`` takes
+RESAMPLES, RANK_RESAMPLES = 10_000, 1_000  # RANK: for metrics.RANKED, whose cost grows with images, not groups
+NAMES = ("macro F1", "weighted F1", "accuracy", "balanced accuracy", *metrics.CALIBRATION)  # metrics.RANKED are slow
 METHODS = ("percentile", "BCa")
 BLOCK = 500  # resamples at a time: below 300 MB for 14 models, 5 folds, 896 groups
 SAME = 1e-12  # scores closer than this are equal: they differ by rounding
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the models of one fold answered on its test images; rows sorted by group."""
-
-    groups: slice  # of Sample.groups, those that this fold tests
-    unit: np.ndarray  # (n,) position in Sample.groups
-    y: np.ndarray  # (n,) class index
-    probability: np.ndarray  # (M, n, S)
-    tally: np.ndarray  # (groups of this fold, M, T)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """M models on one view of the test images."""
-
-    models: tuple[tuple[str, str], ...]  # as scoring.MODEL
-    classes: dict[int, str]  # the label space: class index -> name
-    groups: np.ndarray  # (G,) names, sorted by stratum
-    stratum: np.ndarray  # (G,) all 0, or the fold that tests the group
-    parts: tuple[Part, ...]  # one per fold
-    view: tuple = ("", "", "", "")  # as scoring.VIEW
-    test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
-
-    @property
-    def families(self) -> dict[str, list[int]]:
-        """Return the positions of the models of each protocol: encoders are compared under one protocol."""
-        return {name: [i for i, m in enumerate(self.models) if m[1] == name] for _, name in self.models}
 
 
 @dataclass(frozen=True)
@@ -79,156 +46,6 @@ class Bootstrap:
     jackknife: dict[str, np.ndarray]  # (G, M), one group left out
 
 
-def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
-    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files."""
-    test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "fold", "image_id"], ignore_index=True)
-    for population, classes, rule in views(task, set(test["population"])):
-        home, space = test[test["population"] == population], task.codes(classes)
-        share = home.groupby("fold")["patient"].nunique().mean() / home["n_patients"].mean()
-        seen = home[home["y_true"].isin(space)]
-        for duplicates, drop in DUPLICATES.items():
-            rows = seen[seen["distinct"]] if drop else seen
-            if len(rows):
-                models, first, logits = _align(rows, task)
-                about = {
-                    "models": models,
-                    "view": (population, task.space(classes), rule, duplicates),
-                    "test_share": share,
-                }
-                yield make_sample(first, logits, dict(zip(space, classes, strict=True)), rule, **about)
-
-
-def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, np.ndarray]:
-    """Return the models, the rows of the first and the logits (M, N, K) of all, image by image; ``rows`` are sorted by model."""
-    counts, identity = rows.groupby(list(MODEL)).size(), ["fold", "image_id", "group", "y_true"]
-    first, starts = rows.head(counts.iloc[0]), np.cumsum(counts) - counts
-    for key, start, count in zip(counts.index, starts, counts, strict=True):
-        part = rows.iloc[start : start + count]
-        same = count == len(first) and all((part[one].array == first[one].array).all() for one in identity)
-        if not same or part.duplicated(identity[:2]).any():
-            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(counts.index[0])} once each"
-            found = f"found {count:,} rows, not the same: read the predictions of one study, all its folds"
-            raise InputError(f"expected {wanted}, {found}")
-    return tuple(counts.index), first, rows[task.columns()].to_numpy().reshape(len(counts), len(first), -1)
-
-
-def make_sample(
-    rows: pd.DataFrame, logits: np.ndarray, classes: dict[int, str], rule: str = "open", **about: Any
-) -> Sample:
-    """Return the sample of M models.
-
-    Parameters
-    ----------
-    rows
-        N image x fold rows with y_true (class index), group and fold.
-    logits
-        (M, N, K).
-    classes
-        The label space: class index to name.
-    about
-        ``models`` and other fields of Sample.
-    """
-    y, fold = rows["y_true"].to_numpy(), np.unique(rows["fold"], return_inverse=True)[1]
-    names, unit = np.unique(rows["group"], return_inverse=True)
-    images = np.bincount(fold * len(names) + unit, minlength=(fold.max() + 1) * len(names)).reshape(-1, len(names))
-    own = len(images) > 1 and ((images > 0).sum(0) == 1).all()
-    if not own and (images != images[0]).any():
-        raise InputError("expected folds that test the same images, or each its own groups, found a mixture of the two")
-    stratum = images.argmax(0) if own else np.zeros(len(names), int)
-    order = np.argsort(stratum, kind="stable")
-    unit = np.argsort(order)[unit]
-    cut = np.split(np.lexsort((unit, fold)), np.cumsum(np.bincount(fold))[:-1])
-    parts = (_part(y[mine], unit[mine], logits[:, mine], list(classes), rule) for mine in cut)
-    return Sample(classes=classes, groups=names[order], stratum=stratum[order], parts=tuple(parts), **about)
-
-
-def _part(y: np.ndarray, unit: np.ndarray, logits: np.ndarray, space: list[int], rule: str) -> Part:
-    values, probabilities = zip(*(_image_tally(y, z, space, rule) for z in logits), strict=True)
-    tally = np.add.reduceat(np.stack(values, axis=1), np.flatnonzero(np.diff(unit, prepend=-1)), axis=0)
-    return Part(slice(unit[0], unit[-1] + 1), unit, y, np.stack(probabilities), tally)
-
-
-def _image_tally(y: np.ndarray, logits: np.ndarray, space: list[int], rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each image adds to the sums of one model (n, T), and the probabilities of the space (n, S)."""
-    restricted, rows = metrics.restrict(logits, space, rule), np.arange(len(y))
-    log_p, answer = metrics.log_softmax(restricted), restricted.argmax(axis=1)
-    p = np.exp(log_p)
-    true, answered = y[:, None] == space, answer[:, None] == space
-    confidence, gaps = p.max(axis=1), np.zeros((len(y), metrics.ECE_BINS))
-    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
-    gaps[rows, bins] = (answer == y) - confidence
-    brier = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
-    return np.column_stack([true, answered, true & answered, gaps, brier, -log_p[rows, y]]), p[:, space]
-
-
-def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return metrics but AUROC, also those of a class, (...) each, from sums over images (..., T)."""
-    true, answered, right, rest = np.split(totals, np.arange(1, 4) * len(classes), axis=-1)
-    parts = {"precision": (right, answered), "recall": (right, true), "F1": (2 * right, true + answered)}
-
-    def images() -> np.ndarray:
-        return np.where(true.any(-1), true.sum(-1), np.nan)
-
-    def of(name: str) -> np.ndarray:
-        return np.where(true > 0, _ratio(*parts[name]), np.nan)
-
-    ways = {
-        metrics.HEADLINE: lambda: of("F1").mean(-1),
-        "weighted F1": lambda: (true * _ratio(*parts["F1"])).sum(-1) / images(),
-        "accuracy": lambda: right.sum(-1) / images(),
-        "balanced accuracy": lambda: of("recall").mean(-1),
-        "ECE": lambda: np.abs(rest[..., :-2]).sum(-1) / images(),
-        "Brier": lambda: rest[..., -2] / images(),
-        "NLL": lambda: rest[..., -1] / images(),
-    }
-    ways |= {
-        f"{name} of {c}": partial(lambda name, i: of(name)[..., i], name, i)
-        for name in parts
-        for i, c in enumerate(classes)
-    }
-    if unknown := sorted(set(names) - set(ways)):
-        raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {RANKED}, {', '.join(ways)}")
-    return {name: ways[name]() for name in names}
-
-
-def _sums(part: "Part", classes: int, names: Sequence[str]) -> np.ndarray:
-    """Return the tally of a fold (groups, M, T), without what no metric of ``names`` needs."""
-    return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., : 3 * classes]
-
-
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a / np.where(b > 0, b, 1)  # 0 / 0 = 0, the convention of fpbench.metrics
-
-
-def auroc(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the one-vs-rest AUROC (b,) of images (n,) whose units have weights (U, b); NaN where one side is empty."""
-    order = np.flatnonzero(~positive)[np.argsort(score[~positive], kind="stable")]
-    below = np.zeros((len(order) + 1, weights.shape[1]))
-    np.cumsum(weights[unit[order]], axis=0, out=below[1:])
-    first, last = (np.searchsorted(score[order], score[positive], side) for side in ("left", "right"))
-    w = weights[unit[positive]]
-    pairs = w.sum(axis=0) * below[-1]
-    return np.einsum("nb,nb->b", w, below[first] + below[last]) / 2 / np.where(pairs > 0, pairs, np.nan)
-
-
-def evaluate(sample: Sample, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return each metric (F, b, M) of every fold model, under group weights (b, G)."""
-    tables, classes, tallied = [], list(sample.classes.values()), [name for name in names if name != RANKED]
-    for part in sample.parts:
-        sums = np.tensordot(weights[:, part.groups], _sums(part, len(classes), names), 1)
-        table = scores(sums, classes, tallied)
-        if RANKED in names:
-            table[RANKED] = np.stack([_macro_auroc(sample, part, p, part.unit, weights.T) for p in part.probability], 1)
-        tables.append(table)
-    return {name: np.stack([table[name] for table in tables]) for name in names}
-
-
-def _macro_auroc(sample: Sample, part: Part, p: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the macro AUROC (b,) of probabilities (n, S), or of two models stacked (2n, S), by weights (units, b)."""
-    y = np.tile(part.y, len(unit) // len(part.y))
-    return np.mean([auroc(y == k, p[:, i], unit, weights) for i, k in enumerate(sample.classes)], axis=0)
-
-
 def draw(stratum: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Return how often each group stands in each resample (resamples, G), drawn within its stratum (G,), sorted."""
     size, start = np.bincount(stratum)[stratum], np.searchsorted(stratum, stratum)
@@ -239,8 +56,8 @@ def draw(stratum: np.ndarray, resamples: int, rng: np.random.Generator) -> np.nd
 
 def _turns(names: Collection[str], total: int) -> Iterator[tuple[list[str], int]]:
     """Yield the metrics that are resampled together, and how often."""
-    for ranked, count in ((False, total), (True, min(total, RANK_RESAMPLES))):
-        if some := [name for name in names if (name == RANKED) == ranked]:
+    for slow, count in ((False, total), (True, min(total, RANK_RESAMPLES))):
+        if some := [name for name in names if (name in metrics.RANKED) == slow]:
             yield some, count
 
 
@@ -254,7 +71,7 @@ def bootstrap(
     names
         Metrics of ``fpbench.metrics.scores``; also those of a class, say ``F1 of femur``.
     resamples
-        Of all metrics but AUROC, which has the first RANK_RESAMPLES of them.
+        Of all metrics but metrics.RANKED, which have the first RANK_RESAMPLES of them.
     block
         Resamples held in memory at a time; no result depends on it, but for rounding.
     """
@@ -273,7 +90,7 @@ def bootstrap(
     return Bootstrap(sample, folds, draws, collect(names, left_out))
 
 
-def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = NAMES[:1], seed: int = 0) -> list[Bootstrap]:
+def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), seed: int = 0) -> list[Bootstrap]:
     """Return the bootstrap of every view, each with a seed of its own.
 
     Parameters
@@ -281,7 +98,7 @@ def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = NAMES
     predicted
         Rows of predictions files of one study; test rows are drawn, by patient group.
     names
-        Metrics; default: the headline.
+        Metrics; default: the headline of the task.
     seed
         Of the first view.
 
@@ -296,11 +113,18 @@ def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = NAMES
     InputError
         Models did not answer the same image x fold rows, or a metric is unknown.
     """
+    names = names or [task.headline]
     return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(samples(predicted, task))]
 
 
 def interval(
-    draws: np.ndarray, value: float, jackknife: np.ndarray, stratum: np.ndarray, method: str, level: float = 0.95
+    draws: np.ndarray,
+    value: float,
+    jackknife: np.ndarray,
+    stratum: np.ndarray,
+    method: str,
+    level: float = 0.95,
+    undefined: str = "",
 ) -> tuple[float, float, str]:
     """Return low, high and, where they are NaN, the reason.
 
@@ -310,22 +134,24 @@ def interval(
         (resamples,) the score on each, on the data, and (G,) with each group left out.
     stratum
         (G,) as ``Sample.stratum``.
+    undefined
+        Why some resamples have no score (``Sample.why``), where it is known.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    levels, reason = np.array([(1 - level) / 2, (1 + level) / 2]), flaw(draws, stratum)
+    levels, reason = np.array([(1 - level) / 2, (1 + level) / 2]), flaw(draws, stratum, undefined)
     if not reason and method == "BCa":
         levels, reason = _bca(draws, value, jackknife, stratum, levels)
     low, high = (np.nan, np.nan) if reason else np.quantile(draws, levels)
     return float(low), float(high), reason
 
 
-def flaw(draws: np.ndarray, stratum: np.ndarray) -> str:
+def flaw(draws: np.ndarray, stratum: np.ndarray, why: str = "") -> str:
     """Return why resamples (resamples,) say nothing about uncertainty; an empty string if they do."""
     if np.bincount(stratum).min() < 2:
         return "one patient group" + (" in a fold" if stratum.any() else "") + ": nothing to resample"
     if undefined := np.isnan(draws).sum():
-        return f"undefined in {undefined:,} of {len(draws):,} resamples: a class has no image there"
+        return why or f"undefined in {undefined:,} of {len(draws):,} resamples: a class has no image there"
     return "all resamples give the same value" if np.ptp(draws) <= SAME else ""
 
 
@@ -358,7 +184,7 @@ def intervals(boot: Bootstrap, methods: Sequence[str] = METHODS, level: float = 
     sample, rows = boot.sample, []
     for metric, i, method in product(boot.draws, range(len(sample.models)), methods):
         draws, value, left_out = boot.draws[metric][:, i], boot.folds[metric][:, i].mean(), boot.jackknife[metric][:, i]
-        low, high, reason = interval(draws, value, left_out, sample.stratum, method, level)
+        low, high, reason = interval(draws, value, left_out, sample.stratum, method, level, sample.why(value))
         row = _about(boot, metric, sample.models[i]) | {"value": value, "method": method}
         rows.append(row | {"low": low, "high": high, "reason": reason})
     return pd.DataFrame(rows)
@@ -391,23 +217,23 @@ def _swapped(sample: Sample, swap: np.ndarray, pairs: Sequence, names: Sequence[
     """Return the difference (b, P) of each metric after the groups marked in swap (b, G) changed sides."""
     a, b = np.array(pairs).T
     found: dict[str, Any] = dict.fromkeys(names, 0.0)  # numbers until the first fold is added
-    classes, tallied = list(sample.classes.values()), [n for n in names if n != RANKED]
+    classes, tallied = list(sample.classes.values()), [n for n in names if n not in metrics.RANKED]
     for part in sample.parts:
-        tally = _sums(part, len(classes), names)
+        tally = sums(part, len(classes), names)
         marked, whole = np.tensordot(swap[:, part.groups], tally, 1), tally.sum(0)
         shift = marked[:, b] - marked[:, a]
         one, two = (scores(total, classes, tallied) for total in (whole[a] + shift, whole[b] - shift))
-        if RANKED in found:
-            one[RANKED], two[RANKED] = _swapped_auroc(sample, part, swap, pairs)
+        for name in set(names) & set(metrics.RANKED):
+            one[name], two[name] = _swapped_ranked(name, sample, part, swap, pairs)
         found = {name: value + (one[name] - two[name]) / len(sample.parts) for name, value in found.items()}
     return found
 
 
-def _swapped_auroc(sample: Sample, part: Part, swap: np.ndarray, pairs: Sequence) -> np.ndarray:
-    """Return the AUROC (2, b, P) of both sides: a side has weights for its own rows and for those of the other."""
+def _swapped_ranked(name: str, sample: Sample, part: Part, swap: np.ndarray, pairs: Sequence) -> np.ndarray:
+    """Return AUROC or AUPRC (2, b, P) of both sides: a side has weights for its own rows and for those of the other."""
     sides = np.hstack([np.vstack([1 - swap.T, swap.T]), np.vstack([swap.T, 1 - swap.T])])
     unit = np.concatenate([part.unit, part.unit + swap.shape[1]])
-    both = [_macro_auroc(sample, part, np.concatenate(part.probability[list(pair)]), unit, sides) for pair in pairs]
+    both = [ranked(name, sample, part, np.concatenate(part.probability[list(pair)]), unit, sides) for pair in pairs]
     return np.stack(both, axis=-1).reshape(2, len(swap), len(pairs))
 
 
@@ -431,7 +257,8 @@ def differences(
             p = permutation(sample, pairs, names, total, seed)
             for name, (k, (a, b)) in product(names, enumerate(pairs)):
                 draws, folds, out = (x[name][:, a] - x[name][:, b] for x in (boot.draws, boot.folds, boot.jackknife))
-                low, high, reason = interval(draws, folds.mean(), out, sample.stratum, method, level)
+                why = sample.why(folds.mean())
+                low, high, reason = interval(draws, folds.mean(), out, sample.stratum, method, level, why)
                 row = _about(boot, name, sample.models[a]) | {"other": sample.models[b][0], "value": folds.mean()}
                 row |= {"method": method, "low": low, "high": high, "p": p[name][k], "p_holm": holm(p[name])[k]}
                 fold_test = nadeau_bengio(folds, sample.test_share) if sample.stratum.any() else np.nan
@@ -455,7 +282,7 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
     for metric, members in product(boot.draws, sample.families.values()):
         sign = -1 if metric in metrics.CALIBRATION else 1
         value, draws = sign * boot.folds[metric].mean(0)[members], sign * boot.draws[metric][:, members]
-        reasons = [flaw(column, sample.stratum) for column in (draws - draws.mean(1, keepdims=True)).T]
+        reasons = [flaw(c, sample.stratum, sample.why(0.0)) for c in (draws - draws.mean(1, keepdims=True)).T]
         reason = "one encoder: nothing to rank" if len(members) < 2 else reasons[0] if all(reasons) else ""
         first = draws >= draws.max(axis=1, keepdims=True) - SAME
         rank1 = np.full(len(members), np.nan) if reason else (first / first.sum(axis=1, keepdims=True)).mean(0)

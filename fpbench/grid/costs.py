@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from fpbench import loading
-from fpbench.cohorts import SOURCES
+from fpbench.cohorts import count_images
 from fpbench.encoders import MINI
 from fpbench.encoders.catalogue import CATALOGUE
 from fpbench.grid.jobs import Job
@@ -59,6 +59,8 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
     if not passes:
         return {"mem_mb": 8000, "runtime": 120}
 
+    images = _images(study)
+
     def names(wildcards: Any) -> list[str]:
         return [wildcards.encoder] if "encoder" in dict(wildcards) else [spec.name for spec in study.encoders]
 
@@ -67,19 +69,19 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
             seen = passes
         else:  # forwards and backwards, by all runs
             seen = 4 * study.recipe.epochs * len(study.recipe.grid(wildcards.mode)) * study.folds
-        operations = sum(_facts(study, name)[0] for name in names(wildcards)) * _images(study) * seen
+        operations = sum(_facts(study, name)[0] for name in names(wildcards)) * images * seen
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))
 
     def megabytes(wildcards: Any) -> int:
         found = [_facts(study, name) for name in names(wildcards)]
-        pictures = max(2 * _images(study) * pixels for *_, pixels in found) / 1e6  # of the largest, twice
+        pictures = max(2 * images * pixels for *_, pixels in found) / 1e6  # of the largest, twice
         return 4000 + int(pictures + sum(20 * held for _, held, _ in found))  # weights with gradients and moments
 
     return {"gpu": int(study.device != "cpu"), "mem_mb": megabytes, "runtime": minutes}
 
 
 def _images(study: Study) -> int:
-    return sum(SOURCES[spec.name].counts["total"]["images"] for spec in study.cohorts)
+    return sum(map(count_images, loading.sources(study)))
 
 
 def _facts(study: Study, name: str) -> tuple[float, float, int]:

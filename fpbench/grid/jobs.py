@@ -124,12 +124,15 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
     """Return the jobs of a study by name, each after those it needs; the analysis needs none that is missing (default: the study's)."""
     missing = results.missing(study) if missing is None else missing
     found: dict[str, Job] = {}
-    groups: dict[str, dict] = {"analysis": {"code of the analysis": _analysis()}}
+    task, submitted = study.the_task, results.submitted(study)
+    scored = {"tests": task.tests, "headline": task.headline, "positive": task.positive}
+    groups: dict[str, dict] = {"analysis": {"code of the analysis": _analysis(), "scores": scored}}
+    groups["submitted"] = {"submitted answers": {name: artifacts.file_sha256(path) for name, path in submitted.items()}}
     probed = {name: why for name, why in missing.items() if name.endswith("/probing")}
     groups |= {"missing": {"missing results": missing}, "missing probing": {"missing results": probed}}
     groups |= key_parts(study)
     for row in rows():
-        if row["rule"] == "cross_population" and len(study.the_task.tests) < 2:
+        if row["rule"] == "cross_population" and len(study.cohorts) < 2:
             continue
         alone = [(spec.name, "") for spec in study.encoders] if "{encoder}" in row["job"] else [("", "")]
         for encoder, mode in study.tunings(row["rule"]) if "{mode}" in row["job"] else alone:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fpbench import images, loading, recipe, splits
-from fpbench.cohorts import folder_of
+from fpbench.cohorts import folder_of, pictures_in
 from fpbench.encoders.fetch import sha256
 from fpbench.errors import InputError
 from fpbench.files import artifacts, paths
@@ -17,17 +17,19 @@ def key_parts(study: Study) -> dict[str, dict]:
 
     A weights file that cannot be read is a part that says so: it is the matter of its own encoder's jobs.
     """
+    task = study.the_task
     loaded: dict[str, dict[str, str]] = {"cohort": {}, "encoder": {}, "probe": {}}  # extensions, by what they register
     for file in study.extensions:
         text = paths.expand(file).read_text()
         for kind in [kind for kind in loaded if f"register_{kind}" in text] or loaded:
             loaded[kind][f"file {file}"] = artifacts.digest(text)
     cohorts = {
-        f"cohort {one.name}": [one.missing, _folder_digest(one.name, loading.root(study, one))] for one in study.cohorts
+        f"cohort {source.name}": [one.missing, _folder_digest(*loading.where(study, one))]
+        for one, source in zip(study.cohorts, loading.sources(study), strict=True)
     }
     common = {"threads": study.threads, "device": study.device, "step embeddings": embeddings.VERSION}
     groups: dict[str, dict] = {
-        "cohorts": {"task": study.task, "step images": images.VERSION, **cohorts, **loaded["cohort"]},
+        "cohorts": {"task": {"label": task.label, "classes": task.classes, "train": task.train}, "step images": images.VERSION, **cohorts, **loaded["cohort"]},
         "cut": {"split": study.split, "folds": study.folds, "seed": study.seed, "step splits": splits.VERSION},
         "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},
         "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": bench.VERSION},
@@ -44,10 +46,10 @@ def key_parts(study: Study) -> dict[str, dict]:
 
 
 def _folder_digest(name: str, root: Path | None) -> str:
-    """Return a digest of the label file and of the names and sizes of all pictures."""
+    """Return a digest of the label file, of what describes it, and of the names and sizes of all pictures."""
     source, folder = folder_of(name, root)
-    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*.png"))
-    return artifacts.digest([artifacts.file_sha256(folder / source.csv), files])
+    table = source.table.digest() if source.table else artifacts.file_sha256(folder / source.csv)
+    return artifacts.digest([table, pictures_in(source, folder)])
 
 
 def _weights_digest(study: Study, spec: EncoderSpec) -> str:

@@ -18,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fpbench import metrics, results
+from fpbench import metrics, predictions, results
 from fpbench.analysis import calibration
-from fpbench.analysis.scoring import summarise, view_title
+from fpbench.analysis.claims import primary_view
+from fpbench.analysis.scoring import spaces, summarise
 from fpbench.encoders import MINI
 from fpbench.encoders.inspection import Sight
 from fpbench.files import artifacts
@@ -184,33 +185,47 @@ def dots(table: pd.DataFrame, column: str, ax: Axes, places: list[str] | None = 
     return ax
 
 
-def lines(table: pd.DataFrame, x: str, y: str, panel: str, limits: tuple[float, float] = (0, 1.02)) -> Figure:
+def lines(
+    table: pd.DataFrame, x: str, y: str, panel: str, ylabel: str = "", limits: tuple[float, float] = (0, 1.02)
+) -> Figure:
     """Draw ``y`` against ``x``, one line per encoder, one panel per value of ``panel``; a band where there is low and high."""
-    palette, panels = colours(table["encoder"]), list(dict.fromkeys(table[panel]))
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], panels, strict=True):
+    palette, names = colours(table["encoder"]), list(dict.fromkeys(table[panel]))
+    figure, axes = panels(len(names), 2.6, 2.9, 5)
+    for place, (ax, name) in enumerate(zip(axes, names, strict=True)):
         for encoder, colour in palette.items():
             part = table[(table[panel] == name) & (table["encoder"] == encoder)]
             ax.plot(part[x], part[y], "o-", ms=2.5, lw=1, color=colour, label=encoder)
             if "low" in part:
                 ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.15, lw=0)
-        ax.set(title=folded(name), xlabel=x, ylim=limits)
-    axes[0, 0].set_ylabel(y)
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.set(title=folded(name), xlabel=x, ylim=limits, ylabel="" if place % 5 else ylabel or y)
+    legend(axes, 5)
     return figure
 
 
-def scores(summary: pd.DataFrame) -> Figure:
+def panels(count: int, width: float, height: float, columns: int, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """Return a figure and the axes of ``count`` panels, at most ``columns`` in a row; the last cells are left empty."""
+    columns, rows = min(count, columns), -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), sharey=sharey, squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
+
+
+def legend(axes: list[Axes], columns: int) -> None:
+    """Put one legend beside the first row of panels."""
+    axes[min(len(axes), columns) - 1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def scores(summary: pd.DataFrame, ylabel: str) -> Figure:
     """Draw the mean over the fold models with its interval, one panel per view; ``scoring.overview`` with intervals."""
     table, views = summary.rename(columns={"mean": "value"}).replace({"protocol": titles()}), summary["view"].unique()
-    figure, axes = plt.subplots(1, len(views), figsize=(2.3 * len(views), 3.4), sharey=True, squeeze=False)
+    figure, axes = panels(len(views), 2.3, 3.4, 5)
     protocols = [name for name in titles().values() if name in set(table["protocol"])]
-    for ax, view in zip(axes[0], views, strict=True):
+    for place, (ax, view) in enumerate(zip(axes, views, strict=True)):
         dots(table[table["view"] == view], "protocol", ax, protocols)
         ax.set_xticks(range(len(protocols)), protocols, rotation=30, ha="right")
-        ax.set(title=folded(view), ylim=(0, 1.02))
-    axes[0, 0].set_ylabel("macro F1")
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.set(title=folded(view), ylim=(0, 1.02), ylabel="" if place % 5 else ylabel)
+    legend(axes, 5)
     return figure
 
 
@@ -219,18 +234,18 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
     part = summarise(scores[scores["metric"].str.startswith("F1 of ")]).rename(columns={"mean": "value"})
     part = part.assign(name=part["metric"].str.removeprefix("F1 of "), low=part["value"] - part["sd"])
     part = part.assign(high=part["value"] + part["sd"])
-    panels = list(dict.fromkeys(zip(part["population"], part["classes"], strict=True)))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels), 3), sharey=True, squeeze=False)
-    for ax, (population, classes) in zip(axes[0], panels, strict=True):
+    views = list(dict.fromkeys(zip(part["population"], part["classes"], strict=True)))
+    figure, axes = panels(len(views), 3.3, 3, 3)
+    for ax, (population, classes) in zip(axes, views, strict=True):
         shown = part[(part["population"] == population) & (part["classes"] == classes)]
         dots(shown, "name", ax, [name for name in task.classes if name in set(shown["name"])])
         ax.tick_params("x", rotation=40)
         ax.set(title=folded(f"{population.capitalize()}, {classes}"), ylabel="F1", ylim=(0, 1.02))
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    legend(axes, 3)
     return figure
 
 
-def dot_figure(table: pd.DataFrame, column: str, ylabel: str = "macro F1", ylim: tuple | None = (0, 1.02)) -> Figure:
+def dot_figure(table: pd.DataFrame, column: str, ylabel: str, ylim: tuple | None = (0, 1.02)) -> Figure:
     """Draw ``dots`` in a figure of their own, with a line at 0 where the axis is free (``ylim`` None)."""
     figure, ax = plt.subplots(figsize=(6.7, 3))
     dots(table, column, ax).set(ylabel=ylabel, ylim=ylim)
@@ -240,22 +255,39 @@ def dot_figure(table: pd.DataFrame, column: str, ylabel: str = "macro F1", ylim:
     return figure
 
 
-def parts(table: pd.DataFrame) -> Figure:
-    """Draw macro F1 of every part of a cohort with its interval; ``table`` of ``shift.by_part``, one protocol and rule."""
+def gaps(steps: pd.DataFrame) -> Figure:
+    """Draw the gap of every external cohort and label space, its parts and the residual, with a line at 0; ``shift.gaps``."""
+    keys = list(dict.fromkeys(zip(steps["population"], steps["classes"], strict=True)))
+    figure, axes = panels(len(keys), 6.7 if len(keys) == 1 else 5, 3, 2)
+    for ax, (population, classes) in zip(axes, keys, strict=True):
+        dots(steps[(steps["population"] == population) & (steps["classes"] == classes)], "step", ax)
+        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+        ax.set(ylabel="macro F1, home minus external", title=f"{population.capitalize()}, {classes}")
+        ax.tick_params("x", rotation=20)
+    legend(axes, 2)
+    return figure
+
+
+def parts(table: pd.DataFrame, ylabel: str) -> Figure:
+    """Draw the score of every part of a cohort with its interval; ``table`` of ``shift.by_part``, one protocol and rule."""
     planes = table["present"].str.count(", ") + 1
     counts = table["groups"].astype(str) + " groups\n" + planes.astype(str) + " planes"
-    return dot_figure(table.assign(named=table["part"] + "\n" + counts), "named")
+    return dot_figure(table.assign(named=table["part"] + "\n" + counts), "named", ylabel)
 
 
 def reliability(answers: dict[str, pd.DataFrame], task: Task) -> Figure:
     """Draw reliability diagrams of the primary view of every cohort, bins of five images and more; ``answers`` state -> ``calibration.confidences``."""
-    views = [view_title(name, task.space(classes), "open") for name, classes in task.tests.items()]
     binned = {state: calibration.reliability(table) for state, table in answers.items()}
+    every = next(iter(answers.values()))[["population", "classes", "rule", "view"]].drop_duplicates()
+    views = [
+        one.view
+        for one in every.itertuples()
+        if primary_view(task, one.population, one.classes, one.rule, "as published")
+    ]
     parts = [t[t["view"] == view].assign(panel=f"{view}, {state}") for view in views for state, t in binned.items()]
-    figure = lines(pd.concat(parts).query("images >= 5"), "confidence", "right", "panel")
+    figure = lines(pd.concat(parts).query("images >= 5"), "confidence", "right", "panel", "share of right answers")
     for ax in figure.axes:
         ax.axline((0, 0), slope=1, color="0.6", lw=0.8, zorder=0)
-    figure.axes[0].set_ylabel("share of right answers")
     return figure
 
 
@@ -271,16 +303,19 @@ def errors(table: pd.DataFrame, pictures: list[np.ndarray]) -> Figure:
 
 
 def confusions(predicted: pd.DataFrame, task: Task) -> Figure:
-    """Draw one confusion matrix per test cohort of one model, all folds together: shares of the true class, in percent."""
+    """Draw one confusion matrix per test cohort of one model, all folds together: shares of the true class, in percent.
+
+    A row adds up to less than 100 where an answer was no class of the task.
+    """
     test = predicted[predicted["split"] == "test"]
-    populations = [name for name in task.tests if name in set(test["population"])]
-    figure, axes = plt.subplots(1, len(populations), figsize=(3.4 * len(populations), 3.2), squeeze=False)
-    for ax, population in zip(axes[0], populations, strict=True):
-        space = task.codes(task.tests[population])
+    known = spaces(task, test)
+    figure, axes = panels(len(known), 3.4, 3.2, 3, sharey=False)
+    for ax, (population, classes) in zip(axes, known.items(), strict=True):
+        space = task.codes(classes)
         rows = test[(test["population"] == population) & test["y_true"].isin(space)]
-        counts = metrics.confusion(rows["y_true"].to_numpy(), rows[task.columns()].to_numpy(), space)
-        share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        heatmap(pd.DataFrame(share, task.tests[population], task.classes), ax, ".0f")
+        counts = metrics.confusion(rows["y_true"].to_numpy(), predictions.outputs(rows, task), space, len(task.classes))
+        share = 100 * counts / rows["y_true"].value_counts().reindex(space, fill_value=1).to_numpy()[:, None]
+        heatmap(pd.DataFrame(share, classes, task.classes), ax, ".0f")
         ax.set(xlabel="answer", ylabel="true class", title=population.capitalize(), aspect="equal")
     figure.suptitle(", ".join(sorted(set(test["encoder"]))))
     return figure

@@ -3,31 +3,35 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from fpbench import results
-from fpbench.analysis.scoring import MODEL, overview, summarise, told, verdicts
+from fpbench.analysis.scoring import MODEL, overview, published, summarise, told, verdicts
 from fpbench.files import artifacts
-from fpbench.protocols import PROTOCOLS, titles
+from fpbench.protocols import PROTOCOLS, SUBMITTED, titles
 from fpbench.study import Study
+from fpbench.tasks import Task
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
 def table1(
-    scores: pd.DataFrame, intervals: pd.DataFrame | None = None, missing: dict[str, str] | None = None
+    scores: pd.DataFrame, task: Task, intervals: pd.DataFrame | None = None, missing: dict[str, str] | None = None
 ) -> pd.DataFrame:
     """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
 
-    A cell is ``mean [95 % interval by patient group] ± SD over folds`` of macro F1, images as published.
+    A cell is ``mean [95 % interval by patient group] ± SD over folds`` of the task's headline, images as published; ``not answered``
+    where a model says nothing of a cohort, ``not told`` where its answers alone do not give the score.
 
     Parameters
     ----------
     scores
         Of ``scoring.evaluate``: one row per model, view, fold and metric.
     intervals
-        Of ``statistics.intervals``, one method. Without them the interval is left out; where the data carry none, it is ``[none]``.
+        Of ``statistics.intervals``, one method. Without them the interval is left out; where the data carry none, it is ``[none]``, or
+        ``[none: CLASS has N patients]``.
     missing
         ``results.missing``: a row each, with the reason.
 
@@ -36,12 +40,18 @@ def table1(
     KeyError
         A protocol of the scores is not registered.
     """
-    summary, order = overview(scores, intervals), list(PROTOCOLS)
+    summary, order = overview(scores, task, intervals), list(PROTOCOLS)
     summary["text"] = summary["mean"].map("{:.3f}".format)
     if intervals is not None:
         summary["text"] += told(summary)
-    summary["text"] += " ± " + summary["sd"].map("{:.3f}".format)
+    summary["text"] += np.where(
+        (summary["protocol"] == SUBMITTED) & ~(summary["sd"] > 0),  # one model, whose answers every fold repeats
+        ", one model",
+        " ± " + summary["sd"].map("{:.3f}".format),
+    )
+    summary.loc[summary["mean"].isna() & (summary["protocol"] == SUBMITTED), "text"] = "not told"
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
+    table = table.fillna("not answered")
     if missing:
         keys = [
             (name, part if part in PROTOCOLS else "logistic") for name, part in (what.split("/") for what in missing)
@@ -52,7 +62,7 @@ def table1(
     table = table.sort_index(key=lambda level: level.map(order.index) if level.name == "protocol" else level)
     table = table.rename(index=titles(), level="protocol").rename_axis(columns=None)
     public = verdicts(scores).set_index([*MODEL, "population"])
-    for population in dict.fromkeys(summary["population"]):
+    for population in [one for one in dict.fromkeys(summary["population"]) if one in set(published()["population"])]:
         known = [public.loc[(*key, population)] if (*key, population) in public.index else None for key in table.index]
         texts = ["not public" if cell is None else f"{cell['paper']:.4f}, {cell['verdict']}" for cell in known]
         table[f"{population.capitalize()}, paper"] = texts

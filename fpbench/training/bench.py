@@ -82,9 +82,10 @@ def open_bench(
     }
     wanted = cohorts if embed else ()
     embedded = {cohort.name: embed_cohort(model, cohort, spec.batch_size, spec.bf16) for cohort in wanted}
-    labels = [cohort.fingerprint() for cohort in cohorts]
-    key = artifacts.digest([keys, labels, splits.digest(), VERSION, study.task, study.seed, study.threads])
-    return Bench(study, study.the_task, encoder, model, splits, home, external, embedded, about, key)
+    labels, task = [[cohort.source.population, cohort.fingerprint()] for cohort in cohorts], study.the_task
+    asked = [task.name, task.label, task.classes]
+    key = artifacts.digest([keys, labels, splits.digest(), VERSION, asked, study.seed, study.threads])
+    return Bench(study, task, encoder, model, splits, home, external, embedded, about, key)
 
 
 def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run: Any) -> pd.DataFrame:
@@ -121,12 +122,6 @@ def write(bench: Bench, path: Path, rows: pd.DataFrame, about: dict) -> None:
         "provenance": made,
     }
     predictions.write(path, rows, bench.task, {**sidecar, **about})
-
-
-def conclude(study: Study, encoder: str, name: str, files: list[Path]) -> None:
-    """Write ``predictions/<encoder>/<name>.json``, the list of predictions files with their SHA-256: the job is done."""
-    done = {str(path.relative_to(study.folder)): artifacts.checked(path)["sha256"] for path in files}
-    artifacts.write_json(study.folder / "predictions" / encoder / f"{name}.json", {"files": done})
 
 
 def choices(files: list[Path]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ of this step are the key. Work is cut into shards of fixed size, each kept when 
 stopped and gives the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,15 +53,68 @@ def embed_cohort(
     InputError
         An embedding is not finite; the message names the image.
     """
+    frame = cohort.frame
+    pictures = partial(cohort.array, encoder.geometry)
+    return _embedded(encoder, cohort.name, pictures, frame["image_id"], frame["pixels"], batch_size, bf16, mask)
+
+
+def embed_images(
+    encoder: Encoder,
+    files: Sequence[str | Path],
+    batch_size: int = 32,
+    bf16: bool = False,
+    bits: int = 0,
+    name: str = "pictures",
+) -> np.ndarray:
+    """Return the embeddings of picture files, computed once: as ``embed_cohort`` of a cohort that lists them in this order.
+
+    Parameters
+    ----------
+    files
+        N paths; ``FILE#k`` is frame k of a stack.
+    bits
+        Of pictures that hold more than 8, as of ``images.decode``.
+    name
+        What they are called while one waits.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, dim) float32, read-only, in the order of ``files``.
+
+    Raises
+    ------
+    InputError
+        No files, one that is no picture, or an embedding that is not finite; the message names the file.
+    """
+    listed = [Path(file) for file in files]
+    if not listed:
+        raise InputError("expected picture files to embed, found none")
+    looked = images.scan(listed, bits)
+    pictures = partial(images.cached_images, listed, looked, encoder.geometry, bits)
+    return _embedded(encoder, name, pictures, pd.Series(map(str, listed)), looked["pixels"], batch_size, bf16, 0.0)
+
+
+def _embedded(
+    encoder: Encoder,
+    name: str,
+    pictures_of: Callable[[], np.ndarray],
+    names: pd.Series,
+    pixels: pd.Series,
+    batch_size: int,
+    bf16: bool,
+    mask: float,
+) -> np.ndarray:
+    """Return embeddings from the cache, or compute and keep them; ``pictures_of`` is asked for the pictures only then."""
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: expected at least 1")
-    key = embedding_key(encoder, cohort, batch_size, bf16) | ({"mask": mask} if mask else {})
+    key = _key(encoder, pixels, batch_size, bf16) | ({"mask": mask} if mask else {})
     folder = paths.cache() / "embeddings"
     shards = folder / f"{artifacts.digest(key)[:32]}.shards"
 
     def build(path: Path) -> None:
-        pictures, rows, parts = cohort.array(encoder.geometry), batch_size * SHARD, []
-        with Progress(total=len(pictures), desc=f"{encoder.name} on {cohort.name}", unit="image") as progress:
+        pictures, rows, parts = pictures_of(), batch_size * SHARD, []
+        with Progress(total=len(pictures), desc=f"{encoder.name} on {name}", unit="image") as progress:
             for start in range(0, len(pictures), rows):
                 bounds = (start, min(start + rows, len(pictures)))
                 shard = partial(_shard, encoder, pictures[slice(*bounds)], batch_size, bf16, mask)
@@ -69,8 +122,8 @@ def embed_cohort(
                 progress.update(len(parts[-1]))
         values = np.concatenate(parts)
         if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
-            name = cohort.frame["image_id"].iat[bad[0]]
-            raise InputError(f"{encoder.name}: the embedding of {name} is not finite: are the weights whole?")
+            first = names.iat[bad[0]]
+            raise InputError(f"{encoder.name}: the embedding of {first} is not finite: are the weights whole?")
         _save(path, values)
 
     values = artifacts.cached_array(folder, key, build)
@@ -142,11 +195,15 @@ def _generation(encoder: Encoder) -> str:
 
 
 def embedding_key(encoder: Encoder, cohort: Cohort, batch_size: int, bf16: bool) -> dict:
-    """Return everything that the embeddings depend on."""
+    """Return everything that the embeddings of a cohort depend on."""
+    return _key(encoder, cohort.frame["pixels"], batch_size, bf16)
+
+
+def _key(encoder: Encoder, pixels: pd.Series, batch_size: int, bf16: bool) -> dict:
     import torch
 
     return {
         "step": "embeddings", "generation": _generation(encoder), "version": [VERSION, images.VERSION], "torch": torch.__version__, "encoder": encoder.identity(),
-        "pixels": artifacts.digest(cohort.frame["pixels"].tolist()), "batch": batch_size, "bf16": bf16,
+        "pixels": artifacts.digest(pixels.tolist()), "batch": batch_size, "bf16": bf16,
         "device": encoder.device.type, "threads": torch.get_num_threads() if encoder.device.type == "cpu" else 0,
     }  # fmt: skip

@@ -47,7 +47,7 @@ def targets(bench: Bench) -> dict[tuple[str, str], tuple[Task, list[Path]]]:
             if len(values) < 2:
                 continue
             name = cohort.source.population
-            task = Task(column, column, column, values, name, {name: values})
+            task = Task(column, column, values, train=name)
             cut = splits.make_splits(cohort, task, "crossval", folds, bench.study.seed)
             key = artifacts.digest([bench.key, name, column, cut.digest()])
             asked = replace(bench, task=task, home=cohort, external=(), splits=cut, key=key)

@@ -1,0 +1,237 @@
+"""Predictions as arrays, and every metric of them under weights of patient groups: what resampling computes with.
+
+Every metric but the ranked ones is a function of sums over images, so a group is reduced to its sums, a *tally* (T,): true
+images, answers and right answers of each class of the space (S); the gap of each ECE bin; Brier; NLL. All resamples are
+one matrix product. AUROC and AUPRC sort the images once and add up weights (ties count half; stand together).
+
+A score over classes is not defined where one of them has no image, nor a score of probabilities where a model gave answers alone: NaN, in a
+resample too. Contents: ``samples`` (predictions to arrays), ``evaluate``.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fpbench import metrics, predictions
+from fpbench.analysis.scoring import DUPLICATES, MODEL, views
+from fpbench.errors import InputError
+from fpbench.tasks import Task
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the models of one fold answered on its test images; rows sorted by group."""
+
+    groups: slice  # of Sample.groups, those that this fold tests
+    unit: np.ndarray  # (n,) position in Sample.groups
+    y: np.ndarray  # (n,) class index
+    probability: np.ndarray  # (M, n, S)
+    tally: np.ndarray  # (groups of this fold, M, T)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """M models on one view of the test images."""
+
+    models: tuple[tuple[str, str], ...]  # as scoring.MODEL
+    classes: dict[int, str]  # the label space: class index -> name
+    groups: np.ndarray  # (G,) names, sorted by stratum
+    stratum: np.ndarray  # (G,) all 0, or the fold that tests the group
+    parts: tuple[Part, ...]  # one per fold
+    view: tuple = ("", "", "", "")  # as scoring.VIEW
+    test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
+    positive: int = -1  # the class index that AUPRC is of; -1: none
+
+    @property
+    def families(self) -> dict[str, list[int]]:
+        """Return the positions of the models of each protocol: encoders are compared under one protocol."""
+        return {name: [i for i, m in enumerate(self.models) if m[1] == name] for _, name in self.models}
+
+    def why(self, value: float) -> str:
+        """Return why a resample can lack a score: the class with the fewest patients (groups); or that ``value`` needs probabilities."""
+        true = np.array([(part.tally[:, 0, : len(self.classes)] > 0).sum(0) for part in self.parts])
+        if np.isnan(value) and true.all():
+            return "none: the model gave answers alone"
+        few, least = np.unravel_index(true.argmin(), true.shape), int(true.min())
+        where = " in a fold" if self.stratum.any() else ""
+        return f"none: {list(self.classes.values())[few[1]]} has {least} patient{'s' * (least != 1)}{where}"
+
+
+def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
+    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files."""
+    test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "fold", "image_id"], ignore_index=True)
+    for population, classes, rule in views(task, predicted):
+        home, space = test[test["population"] == population], task.codes(classes)
+        trained = home.loc[home["n_patients"] > 0, "n_patients"].mean()  # of submitted answers it is not known
+        share = home.groupby("fold")["patient"].nunique().mean() / trained
+        seen = home[home["y_true"].isin(space)]
+        for duplicates, drop in DUPLICATES.items():
+            rows = seen[seen["distinct"]] if drop else seen
+            if len(rows):
+                models, first, said = _align(rows, task)
+                about = {
+                    "models": models,
+                    "view": (population, task.space(classes), rule, duplicates),
+                    "test_share": share,
+                    "positive": task.codes([task.positive])[0],
+                }
+                yield make_sample(first, said, dict(zip(space, classes, strict=True)), rule, **about)
+
+
+def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, list[np.ndarray]]:
+    """Return the models, the rows of the first, and ``predictions.outputs`` of each, image by image; ``rows`` are sorted by model."""
+    counts, identity = rows.groupby(list(MODEL)).size(), ["fold", "image_id", "group", "y_true"]
+    first, starts, said = rows.head(counts.iloc[0]), np.cumsum(counts) - counts, []
+    for key, start, count in zip(counts.index, starts, counts, strict=True):
+        part = rows.iloc[start : start + count]
+        same = count == len(first) and all((part[one].array == first[one].array).all() for one in identity)
+        if not same or part.duplicated(identity[:2]).any():
+            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(counts.index[0])} once each"
+            found = f"found {count:,} rows, not the same: read the predictions of one study, all its folds"
+            raise InputError(f"expected {wanted}, {found}")
+        said.append(predictions.outputs(part, task))
+    return tuple(counts.index), first, said
+
+
+def make_sample(
+    rows: pd.DataFrame, said: Sequence[np.ndarray], classes: dict[int, str], rule: str = "open", **about: Any
+) -> Sample:
+    """Return the sample of M models.
+
+    Parameters
+    ----------
+    rows
+        N image x fold rows with y_true (class index), group and fold.
+    said
+        Of each model logits (N, K), or answers (N,) as ``fpbench.metrics`` takes them.
+    classes
+        The label space: class index to name.
+    about
+        ``models`` and other fields of Sample.
+    """
+    y, fold = rows["y_true"].to_numpy(), np.unique(rows["fold"], return_inverse=True)[1]
+    names, unit = np.unique(rows["group"], return_inverse=True)
+    images = np.bincount(fold * len(names) + unit, minlength=(fold.max() + 1) * len(names)).reshape(-1, len(names))
+    own = len(images) > 1 and ((images > 0).sum(0) == 1).all()
+    if not own and (images != images[0]).any():
+        raise InputError("expected folds that test the same images, or each its own groups, found a mixture of the two")
+    stratum = images.argmax(0) if own else np.zeros(len(names), int)
+    order = np.argsort(stratum, kind="stable")
+    unit = np.argsort(order)[unit]
+    cut = np.split(np.lexsort((unit, fold)), np.cumsum(np.bincount(fold))[:-1])
+    parts = (_part(y[mine], unit[mine], [one[mine] for one in said], list(classes), rule) for mine in cut)
+    return Sample(classes=classes, groups=names[order], stratum=stratum[order], parts=tuple(parts), **about)
+
+
+def _part(y: np.ndarray, unit: np.ndarray, said: list[np.ndarray], space: list[int], rule: str) -> Part:
+    values, probabilities = zip(*(_image_tally(y, one, space, rule) for one in said), strict=True)
+    tally = np.add.reduceat(np.stack(values, axis=1), np.flatnonzero(np.diff(unit, prepend=-1)), axis=0)
+    return Part(slice(unit[0], unit[-1] + 1), unit, y, np.stack(probabilities), tally)
+
+
+def _image_tally(y: np.ndarray, said: np.ndarray, space: list[int], rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each image adds to the sums of one model (n, T), and the probabilities of the space (n, S); NaN where it does not say."""
+    true, answer, rows = y[:, None] == space, metrics.decided(said, space, rule), np.arange(len(y))
+    unsaid = np.full(true.shape, np.nan)
+    if said.ndim == 1:
+        answered = unsaid if answer is None else answer[:, None] == space
+        rest = np.full((len(y), metrics.ECE_BINS + 2), np.nan)
+        return np.column_stack([true, answered, np.where(true, answered, 0 * answered), rest]), unsaid
+    assert answer is not None  # logits decide always
+    answered, log_p = answer[:, None] == space, metrics.log_softmax(metrics.restrict(said, space, rule))
+    p = np.exp(log_p)
+    confidence, gaps = p.max(axis=1), np.zeros((len(y), metrics.ECE_BINS))
+    bins = np.minimum((confidence * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
+    gaps[rows, bins] = (answer == y) - confidence
+    brier = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
+    return np.column_stack([true, answered, true & answered, gaps, brier, -log_p[rows, y]]), p[:, space]
+
+
+def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return metrics but the ranked ones, also those of a class, (...) each, from sums over images (..., T)."""
+    true, answered, right, rest = np.split(totals, np.arange(1, 4) * len(classes), axis=-1)
+    parts = {"precision": (right, answered), "recall": (right, true), "F1": (2 * right, true + answered)}
+
+    def images() -> np.ndarray:
+        return np.where(true.any(-1), true.sum(-1), np.nan)
+
+    def of(name: str) -> np.ndarray:
+        return np.where(true > 0, _ratio(*parts[name]), np.nan)
+
+    ways = {
+        "macro F1": lambda: of("F1").mean(-1),
+        "weighted F1": lambda: (true * _ratio(*parts["F1"])).sum(-1) / images(),
+        "accuracy": lambda: right.sum(-1) / images(),
+        "balanced accuracy": lambda: of("recall").mean(-1),
+        "ECE": lambda: np.abs(rest[..., :-2]).sum(-1) / images(),
+        "Brier": lambda: rest[..., -2] / images(),
+        "NLL": lambda: rest[..., -1] / images(),
+    }
+    ways |= {
+        f"{name} of {c}": partial(lambda name, i: of(name)[..., i], name, i)
+        for name in parts
+        for i, c in enumerate(classes)
+    }
+    if unknown := sorted(set(names) - set(ways)):
+        raise InputError(
+            f"unknown metrics {', '.join(unknown)}: expected some of {', '.join([*metrics.RANKED, *ways])}"
+        )
+    return {name: ways[name]() for name in names}
+
+
+def sums(part: Part, classes: int, names: Sequence[str]) -> np.ndarray:
+    """Return the tally of a fold (groups, M, T), without what no metric of ``names`` needs."""
+    return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., : 3 * classes]
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a / np.where(b == 0, 1, b)  # 0 / 0 = 0: a class that nobody answers
+
+
+def auroc(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the one-vs-rest AUROC (b,) of images (n,) whose units have weights (U, b); NaN where one side is empty."""
+    order = np.flatnonzero(~positive)[np.argsort(score[~positive], kind="stable")]
+    below = np.zeros((len(order) + 1, weights.shape[1]))
+    np.cumsum(weights[unit[order]], axis=0, out=below[1:])
+    first, last = (np.searchsorted(score[order], score[positive], side) for side in ("left", "right"))
+    w = weights[unit[positive]]
+    pairs = w.sum(axis=0) * below[-1]
+    return np.einsum("nb,nb->b", w, below[first] + below[last]) / 2 / np.where(pairs > 0, pairs, np.nan)
+
+
+def average_precision(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the average precision (b,) of images (n,) whose units have weights (U, b); NaN where one side is empty."""
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[order], append=np.nan))  # images of one score are answered together
+    w = weights[unit[order]]
+    right, answered = (np.cumsum(part, axis=0)[last] for part in (w * positive[order, None], w))
+    steps, total = np.diff(right, axis=0, prepend=0), right[-1]
+    found = (steps * _ratio(right, answered)).sum(0) / np.where(total > 0, total, np.nan)
+    return np.where(answered[-1] > total, found, np.nan)
+
+
+def evaluate(sample: Sample, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return each metric (F, b, M) of every fold model, under group weights (b, G)."""
+    tables, classes, tallied = [], list(sample.classes.values()), [n for n in names if n not in metrics.RANKED]
+    for part in sample.parts:
+        totals = np.tensordot(weights[:, part.groups], sums(part, len(classes), names), 1)
+        table = scores(totals, classes, tallied)
+        for name in set(names) & set(metrics.RANKED):
+            found = [ranked(name, sample, part, p, part.unit, weights.T) for p in part.probability]
+            table[name] = np.stack(found, 1)
+        tables.append(table)
+    return {name: np.stack([table[name] for table in tables]) for name in names}
+
+
+def ranked(name: str, sample: Sample, part: Part, p: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return macro AUROC, or AUPRC, (b,) of probabilities (n, S), or of two models stacked (2n, S), by weights (units, b)."""
+    y, space = np.tile(part.y, len(unit) // len(part.y)), list(sample.classes)
+    if np.isnan(p).any() or (name == "AUPRC" and sample.positive not in space):
+        return np.full(weights.shape[1], np.nan)
+    if name == "AUPRC":
+        return average_precision(y == sample.positive, p[:, space.index(sample.positive)], unit, weights)
+    return np.mean([auroc(y == k, p[:, i], unit, weights) for i, k in enumerate(space)], axis=0)
