@@ -129,9 +129,9 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
         except FileNotFoundError:
             raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:
-            print_of = None if "submission" in encoder else encoder["fingerprint"]  # nothing was run here
-            known, other = first.setdefault(encoder["name"], (print_of, path)) if print_of else ({}, path)
-            equal, frame = not print_of or same(known, print_of), pd.read_parquet(path)
+            run = "submission" not in encoder  # else nothing was run here, and there is no fingerprint
+            known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path)) if run else ({}, path)
+            equal, frame = not run or same(known, encoder["fingerprint"]), pd.read_parquet(path)
         except Exception as error:  # a foreign file can raise anything
             raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None
         if not equal:

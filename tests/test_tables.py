@@ -528,11 +528,11 @@ def test_texts_that_are_no_table_say_what_to_try(kampala):
         ({"words": {"machine": {"a": "b"}}}, "words: machine: expected one of our columns"),
         ({"words": {"plane": ["Bauch"]}}, "words: plane: expected a table"),
         ({"separator": ";;"}, "separator: expected one character"),
-        ({"bits": 7}, "bits 0 or from 9 to 16"),
+        ({"bits": 33}, "bits 0 to 32"),
         ({"expect": {"planes": {"brain": 1}}}, "expect: planes"),
         ({"expect": {"total": {"frames": 1}}}, "expected total: {images, patients}"),
         ({"across_centres": "no"}, "across_centres: expected bool"),
-        ({"digits": 99}, "digits from 0 to 20"),
+        ({"digits": 99}, "digits 0 to 20"),
     ],
 )
 def test_a_description_is_held_to_its_keys_and_types(kampala, fields, says):
@@ -735,7 +735,7 @@ def test_a_sketch_of_a_bad_table_loads_after_one_edit(tmp_path):
     (root / "Liste.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode("latin-1"))
     done = CliRunner().invoke(cli.app, ["init-cohort", str(root / "Liste.csv")])
     assert done.exit_code == 0, done.output
-    file = root / "k-ln-s-d.yaml"
+    file = root / "koln-sud.yaml"
     text = file.read_text(encoding="utf-8")
     for secret in ("Müller", "Groß", "1990", "00001"):
         assert secret not in text + done.output
@@ -761,13 +761,13 @@ def test_a_sketch_of_a_bad_table_loads_after_one_edit(tmp_path):
 
 def test_a_sketch_of_the_real_tables_loads_as_it_is(shared, tmp_path):
     found = sketch(shared / "data" / "africa" / "African_planes_database.csv", out=tmp_path / "africa.yaml")
-    assert found.open == []
+    assert found.waiting == []
     assert found.verdict == "it loads: 450 images of 127 patients"
     mine, theirs = load_cohort(found.file), load_cohort("africa", shared / "data" / "africa")
     columns = ["plane", "centre", "official_split", "pixels"]
     pd.testing.assert_frame_equal(mine.frame[columns], theirs.frame[columns])
     found = sketch(shared / "data" / "spain" / "FETAL_PLANES_DB_data.csv", out=tmp_path / "spain.yaml")
-    assert found.open == []
+    assert found.waiting == []
     mine, theirs = (
         load_cohort(*which, missing="drop") for which in ([found.file], ["spain", shared / "data" / "spain"])
     )
@@ -821,10 +821,10 @@ def test_a_sketch_does_not_take_any_number_for_a_person(tmp_path):
     rows = [[tmp_path / f"{n}.JPG", n // 2, "Herz", f"Frau {'ABCDEF'[n // 2]}", int(n > 7)] for n in range(12)]
     write(tmp_path / "t.tsv", rows, "\t", ["Pfad", "Fallnummer", "Ebene", "wer", "test"])
     found = sketch(tmp_path / "t.tsv", out=tmp_path / "t.yaml")
-    assert "# ? patient: Fallnummer  # 6 words; is each of them one person, and only one?" in found.text
+    assert "# ? patient: Fallnummer  # 6 values; is each of them one person, and only one?" in found.text
     assert "# the cells of the image column are whole paths, 12 of 12" in found.text
     assert ('"1": test  # 4' in found.text, '"0": train  # 8' in found.text) == (True, True)
-    assert "# not read: wer (6 words)" in found.text
+    assert "# not read: wer (6 values)" in found.text
     assert "Frau" not in found.text + str(found)
     cohort = decide(found.file, 2)
     assert (len(cohort), cohort.frame["plane"].notna().sum()) == (12, 0)
@@ -844,8 +844,8 @@ def test_a_sketch_of_cells_that_name_files_elsewhere(tmp_path):
         tmp_path / "t.csv", [[f"C:\\Export\\{n}.jpg", n // 2, "Kopf"] for n in range(4)], ";", ["Pfad", "patient", "x"]
     )
     found = sketch(tmp_path / "t.csv", out=tmp_path / "t.yaml")
-    assert "there is" in found.open[0]
-    assert "0.JPG" in found.open[0]
+    assert "there is" in found.waiting[0]
+    assert "0.JPG" in found.waiting[0]
     assert "  image: Pfad  # by its cells or its name" in found.text
     assert "4 of 4 images" in found.verdict
 

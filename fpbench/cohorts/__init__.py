@@ -158,8 +158,8 @@ def source_of(name: str | Path) -> Source:
     if (kind := Path(name).suffix.lower()) in (".yaml", ".yml"):
         return table.describe(name)
     how = f"a table needs a description: `fpbench init-cohort {name}` writes one; " if kind in table.KINDS else ""
-    known = ", ".join(SOURCES)
-    raise InputError(f"unknown cohort {str(name)!r}: {how}expected one of {known}, one of an extension, or a YAML file that describes one")
+    wanted = f"expected one of {', '.join(SOURCES)}, one of an extension, or a YAML file that describes one"
+    raise InputError(f"unknown cohort {str(name)!r}: {how}{wanted}")
 
 
 def count_images(source: Source) -> int:
@@ -219,7 +219,9 @@ def folder_of(name: str | Path, root: str | Path | None = None) -> tuple[Source,
     return source, locate(root, source)
 
 
-def list_images(name: str | Path, root: str | Path | None, missing: str) -> tuple[Source, Path, pd.DataFrame, np.ndarray]:
+def list_images(
+    name: str | Path, root: str | Path | None, missing: str
+) -> tuple[Source, Path, pd.DataFrame, np.ndarray]:
     """Return the facts of a cohort, its folder, and what `read_images` finds there."""
     source, folder = folder_of(name, root)
     rows, there = read_images(source, folder, missing)
@@ -251,8 +253,10 @@ def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFram
     if (missing == "error" and not there.all()) or not there.any():
         gone = rows[~there]
         row = f" (row {gone.index[0]})" if rows.index.name == ROW else ""
-        lost = f"{len(gone):,} of {len(rows):,} images of {source.name} are not in {source.table.folder if source.table else folder}"
-        how = source.table.advise(gone) if source.table else "complete the archive, or load what is there with missing='drop'"
+        where, how = folder, "complete the archive, or load what is there with missing='drop'"
+        if source.table:
+            where, how = source.table.folder, source.table.advise(gone)
+        lost = f"{len(gone):,} of {len(rows):,} images of {source.name} are not in {where}"
         raise MissingError(f"{lost}, the first is {gone['path'].iat[0]}{row}: {how}")
     return rows.reset_index(drop=True), there
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fpbench.cohorts import cells, pictures, read_images
 from fpbench.cohorts.source import PLAIN
-from fpbench.cohorts.table import SIDES, describe, words_of
-from fpbench.cohorts.vocabulary import UNKNOWN, guess, quoted, roles
+from fpbench.cohorts.table import KEYS, OURS, SIDES, describe, words_of
+from fpbench.cohorts.vocabulary import UNKNOWN, guess, plain, quoted, roles
 from fpbench.errors import InputError
 from fpbench.files import artifacts, paths
 
@@ -52,21 +52,17 @@ class Sketch:
     verdict: str  # what reading it gives
 
     @property
-    def open(self) -> list[str]:
+    def waiting(self) -> list[str]:
         """Return the lines that wait for a person, with their numbers."""
-        return [
-            f"line {n}: {line.strip()}" for n, line in enumerate(self.text.splitlines(), 1) if MARK in line and n > 2
-        ]
+        lines = [*enumerate(self.text.splitlines(), 1)][2:]
+        return [f"line {number}: {line.strip()}" for number, line in lines if MARK in line]
 
     def __str__(self) -> str:
         """Return what was found, what to edit, and what to type next."""
-        columns = re.findall(
-            r"^  (?:image|patient|plane|brain_plane|machine|operator|centre|split): .*$", self.text, re.M
-        )
-        waiting = [f"lines that wait for you: {len(self.open)}", *self.open]
-        return "\n".join(
-            [f"{self.file} is written; read it", *columns, *waiting, self.verdict, f"next: fpbench audit {self.file}"]
-        )
+        known = "|".join((*KEYS, *OURS))
+        lines = re.findall(rf"^  (?:{known}): .*$", self.text, re.M)
+        lines += [f"lines that wait for you: {len(self.waiting)}", *self.waiting, self.verdict]
+        return "\n".join([f"{self.file} is written; read it", *lines, f"next: fpbench audit {self.file}"])
 
 
 def sketch(table: str | Path, images: str | Path | None = None, out: str | Path | None = None) -> Sketch:
@@ -87,7 +83,7 @@ def sketch(table: str | Path, images: str | Path | None = None, out: str | Path 
         There is such a file already, or the table is none.
     """
     table = paths.here(table)
-    name = re.sub(r"[^a-z0-9.-]+", "-", table.parent.name.lower()).strip("-.") or "cohort"
+    name = re.sub(r"[^a-z0-9.-]+", "-", plain(table.parent.name)).strip("-.") or "cohort"
     file = paths.here(out) if out else table.with_name(f"{name}.yaml")
     if file.exists():
         raise InputError(f"{file} is there already, and nothing is written over: name another with --out")
@@ -194,9 +190,8 @@ def _columns(columns: list[_Column], top: Path, base: Path) -> Iterator[str]:
     taken = {one.name for one in image[-1:]}  # a folder may be a centre too
     yield from _pictures(image, found, len(columns[0].cells), top, base)
     yield "columns:  # ours: theirs"
-    yield from _line(
-        "image", image, "the cells name files that are there" if found.found else "by its cells or its name"
-    )
+    why = "the cells name files that are there" if found.found else "by its cells or its name"
+    yield from _line("image", image, why)
     patient, sure = _patient([one for one in columns if one.name not in taken], len(columns[0].cells))
     taken |= {patient.name} if patient else set()
     left = [one for one in columns if one.name not in taken]
@@ -229,11 +224,9 @@ def _image(columns: list[_Column], top: Path) -> tuple[list[_Column], pictures.M
     places = pictures.files_below([top])
     tried = [(one, pictures.match(one.cells, places)) for one in columns]
 
-    def likely(
-        one: tuple[_Column, pictures.Match],
-    ) -> tuple:  # numbers of patients may be names of a few files, by chance
+    def likely(one: tuple[_Column, pictures.Match]) -> tuple:
         column, found = one
-        most = found.found * 2 > len(column.cells)
+        most = found.found * 2 > len(column.cells)  # numbers of patients may be names of a few files, by chance
         return most, "image" in column.roles, found.found, len(found.others), len(column.counts)
 
     column, found = max(tried, key=likely)
@@ -296,7 +289,7 @@ def _who(patient: _Column | None, centre: _Column | None) -> tuple[list[_Column]
     if patient is None:
         return [], ""
     if centre is None or not (both := _crossing([patient], centre)):
-        return [patient], f"{len(patient.counts):,} words"
+        return [patient], f"{len(patient.counts):,} values"
     why = f"numbers at several centres: {both:,}; if each is one person: {patient.name} alone, and across_centres: true"
     return [centre, patient], why
 
@@ -305,18 +298,16 @@ def _crossing(key: list[_Column], column: _Column) -> int:
     """Return how many patients have several words of a column."""
     if not key:
         return 0
-    pairs = {
-        (who, word)
-        for who, word in zip(zip(*(one.cells for one in key), strict=True), column.cells, strict=True)
-        if word
-    }
+    rows = zip(zip(*(one.cells for one in key), strict=True), column.cells, strict=True)
+    pairs = {(who, word) for who, word in rows if word}
     return sum(count > 1 for count in Counter(who for who, _ in pairs).values())
 
 
 def _why(ours: str, column: _Column) -> str:
+    if ours not in ("machine", "operator", "centre") or "private" in column.roles:
+        return f"{len(column.counts)} words"
     words = ", ".join(f"{quoted(word)} {count:,}" for word, count in column.counts.most_common(FEW))
-    more = f", and {len(column.counts) - FEW} more" if len(column.counts) > FEW else ""
-    return f"images: {words}{more}" if ours in ("machine", "operator", "centre") else f"{len(column.counts)} words"
+    return f"images: {words}" + (f", and {len(column.counts) - FEW} more" if len(column.counts) > FEW else "")
 
 
 def _line(ours: str, found: list[_Column], why: str, sure: bool = True) -> Iterator[str]:
@@ -357,16 +348,13 @@ def _words(ours: str, column: _Column) -> Iterator[str]:
 
 def _unused(columns: list[_Column], key: list[_Column]) -> Iterator[str]:
     """Yield a comment for every column that is not read; its words where they are few and say nothing of a person."""
+    patients = len({*zip(*(part.cells for part in key), strict=True)})
     for one in columns:
-        few = (
-            len(one.counts) <= FEW and len(one.counts) * 3 <= len(one.cells) and not one.roles & {"private", "patient"}
+        few = len(one.counts) <= FEW and len(one.counts) * 3 <= len(one.cells)
+        short = all(PLAIN.fullmatch(word) and len(word) <= 30 and not re.search(r"\d{2}", word) for word in one.counts)
+        person = (
+            not key or one.roles & {"private", "patient"} or len(one.counts) * 2 > patients > 2 * _crossing(key, one)
         )
-        plain = all(PLAIN.fullmatch(word) and len(word) <= 30 and not re.search(r"\d{2}", word) for word in one.counts)
-        patients = len({*zip(*(part.cells for part in key), strict=True)})
-        person = key and len(one.counts) * 2 > patients > 2 * _crossing(key, one)
-        words = (
-            ", ".join(f"{quoted(word)} {count:,}" for word, count in one.counts.most_common())
-            if few and plain and not person
-            else ""
-        )
-        yield f"# not read: {quoted(one.name)} ({words or f'{len(one.counts):,} words'})"
+        words = [f"{quoted(word)} {count:,}" for word, count in one.counts.most_common()] if few and short else []
+        shown = ", ".join(words) if words and not person else f"{len(one.counts):,} values"
+        yield f"# not read: {quoted(one.name)} ({shown})"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLUMNS: tuple[str, ...] = (
     "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
-CONFOUNDERS = ("machine", "centre", "operator")  # of a cohort that does not say
+CONFOUNDERS = ("machine", "centre", "operator")  # of a cohort that says none, the first that has two values
 # of a cell: short, printable, no formula to a spreadsheet
 PLAIN = re.compile(r"(?![=+@-].)[^\x00-\x1f\x7f-\x9f]{0,200}")
 
@@ -38,7 +38,7 @@ class Source:
     csv: str  # name of the label file, in the root folder
     read: Callable[[Path, str], pd.DataFrame]  # (label file, name) -> rows with COLUMNS
     counts: dict[str, dict[str, int]]  # column -> value -> images; "total" -> {"images", "patients"}
-    confounder: str  # the column that goes with the class besides anatomy; empty: the first of CONFOUNDERS that has two values
+    confounder: str  # the column that goes with the class besides anatomy; empty: see CONFOUNDERS
     licence: str
     citation: str
     archive: Archive | None = None  # where it is fetched from

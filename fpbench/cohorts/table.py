@@ -24,28 +24,11 @@ from fpbench.tasks import TASKS
 
 KINDS = (".csv", ".tsv", ".txt", *EXCEL, *PARQUET)  # of tables, as their files are called
 KEYS = ("image", "patient")
-OURS = (
-    "plane",
-    "brain_plane",
-    "machine",
-    "operator",
-    "centre",
-    "split",
-)  # columns that a table may have; the others are kept
+OURS = ("plane", "brain_plane", "machine", "operator", "centre", "split")  # what a table may have; others are kept
 SIDES = ("train", "test")
-RESERVED = {
-    *COLUMNS,
-    *images.SCAN,
-    "note",
-    "group",
-    "cohort",
-    "population",
-    "label",
-    "part",
-    "fold",
-    "size",
-    "distinct",
-} - {*KEYS, *OURS}
+# set by fpbench, beside the columns of a cohort
+SET = ("group", "cohort", "population", "label", "part", "fold", "size", "distinct", "order")
+RESERVED = {*COLUMNS, *images.SCAN, *SET} - {*KEYS, *OURS}
 NUMBER = r"[+-]?\d+([.,]\d+)?"  # a cell that is no formula though it begins like one
 
 
@@ -70,7 +53,7 @@ class Table:
     licence: str = "not stated"
     citation: str = "not stated"
     separator: str | list[str] = (
-        ""  # of a text; empty: a comma, in .tsv a tab; of a list, each row has the first that fits
+        ""  # of a text; empty: a comma, in .tsv a tab; of several each row has the first that fits
     )
     encoding: str = "utf-8"  # of a text
     sheet: str = ""  # of a workbook; empty: the first
@@ -83,38 +66,30 @@ class Table:
     label: str = ""  # stands on every figure: what these pictures are not
     expect: dict[str, dict[str, int]] = field(
         default_factory=dict
-    )  # counts: column -> value -> images; total: images, patients
+    )  # column -> value -> images; total -> images, patients
 
     def __post_init__(self) -> None:
         """Refuse what cannot be read; the message names the key."""
         if not re.fullmatch(r"[\w.-]*[^\W_][\w.-]*", self.name):
-            raise InputError(
-                f"{self.file}: name: expected letters, digits, '-', '_' and '.' (it begins file names), found {self.name!r}"
-            )
+            raise InputError(f"{self.file}: name: expected letters, digits, '-', '_' and '.', found {self.name!r}")
         if lacking := [name for name in KEYS if not self.theirs(name)]:
             raise InputError(f"{self.file}: columns: missing {', '.join(lacking)}")
         if bad := [name for name in self.columns if name in RESERVED or not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
             close = difflib.get_close_matches(bad[0], (*KEYS, *OURS), 1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else "of small letters, digits and _, and none that fpbench sets itself"
-            )
+            rule = "expected small letters, digits and _, and none that fpbench sets itself"
+            hint = f"did you mean {close[0]!r}?" if close else rule
             raise InputError(f"{self.file}: columns: {bad[0]!r} cannot be a name of ours: {hint}")
         for name in self.further:
             close = difflib.get_close_matches(name, OURS, 1, cutoff=0.83)
             if close and close[0] not in self.columns and not name.startswith(close[0]):
-                raise InputError(
-                    f"{self.file}: columns: {name}: did you mean {close[0]!r}? A further column has another name"
-                )
+                how = f"did you mean {close[0]!r}? A further column has another name"
+                raise InputError(f"{self.file}: columns: {name}: {how}")
         if empty := [name for name in self.columns if not self.theirs(name) or not all(self.theirs(name))]:
             raise InputError(f"{self.file}: columns: {empty[0]}: expected the name of a column, found an empty one")
         if bad := [one for one in self.separators if len(one) != 1]:
             raise InputError(f"{self.file}: separator: expected one character, or tab, found {bad[0]!r}")
-        if not 0 <= self.digits <= 20 or not (self.bits == 0 or 8 < self.bits <= 16):
-            raise InputError(
-                f"{self.file}: expected digits from 0 to 20, bits 0 or from 9 to 16, found {self.digits}, {self.bits}"
-            )
+        if not 0 <= self.digits <= 20 or not 0 <= self.bits <= 32:
+            raise InputError(f"{self.file}: expected digits 0 to 20, bits 0 to 32, found {self.digits} and {self.bits}")
         self._check_words()
         for column, counts in self.expect.items():
             known = ("images", "patients") if column == "total" else counts

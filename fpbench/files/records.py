@@ -78,7 +78,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return {convert(one, key, where): convert(other, item, f"{where}: {key}") for key, item in value.items()}
     if origin is UnionType:  # as what the value looks like
         kinds = get_args(kind)
-        return convert(next((one for one in kinds if isinstance(value, get_origin(one) or one)), kinds[0]), value, where)
+        fitting = [one for one in kinds if isinstance(value, get_origin(one) or one)]
+        return convert((fitting or kinds)[0], value, where)
     if isinstance(kind, type) and is_dataclass(kind):
         return build(kind, value, where)
     if isinstance(value, int | float) and not abs(value) < 2**63:
