@@ -181,7 +181,11 @@ def test_three_damaged_images_are_named_at_most(study, small):
 
 def test_a_whole_file_that_the_loader_refuses_is_damaged_too(study, small):
     Image.fromarray(np.zeros((40, 50), np.uint16)).save(small["africa"] / "Malawi" / "patient001_MWI_plane0.png")
-    says(examined(study(), "cohorts", "africa", full=True), "fail", "found more (mode I;16): say how many of its bits are used")
+    says(
+        examined(study(), "cohorts", "africa", full=True),
+        "fail",
+        "found more (mode I;16): say how many of its bits are used",
+    )
 
 
 @pytest.mark.shared

@@ -139,7 +139,10 @@ PICTURES = {
     "a text that unpacks to 100 MB": (png(5, 5, bytes(30), bytes(100_000_000)), "too large"),
     "more pixels than allowed": (png(7000, 7000, b""), "expected at most 40,000,000 pixels"),
     "nothing": (b"", "none of PNG, JPEG, BMP, TIFF, DICOM"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "none of PNG, JPEG, BMP, TIFF, DICOM"),
+    "PostScript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "none of PNG, JPEG, BMP, TIFF, DICOM",
+    ),
     "a web page": (b"<!DOCTYPE html><html></html>", "none of PNG, JPEG, BMP, TIFF, DICOM"),
 }
 

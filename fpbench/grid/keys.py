@@ -29,7 +29,13 @@ def key_parts(study: Study) -> dict[str, dict]:
     }
     common = {"threads": study.threads, "device": study.device, "step embeddings": embeddings.VERSION}
     groups: dict[str, dict] = {
-        "cohorts": {"task": {"label": task.label, "classes": task.classes, "train": task.train}, "step images": images.VERSION, "step looking": images.LOOKS, **cohorts, **loaded["cohort"]},
+        "cohorts": {
+            "task": {"label": task.label, "classes": task.classes, "train": task.train},
+            "step images": images.VERSION,
+            "step looking": images.LOOKS,
+            **cohorts,
+            **loaded["cohort"],
+        },
         "cut": {"split": study.split, "folds": study.folds, "seed": study.seed, "step splits": splits.VERSION},
         "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},
         "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": bench.VERSION},
