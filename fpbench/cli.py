@@ -121,7 +121,9 @@ def doctor(
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
-    jobs: Annotated[int, typer.Option(help="Notebooks that run at once.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Notebooks that run at once; 0: as many as have cores for their threads.")
+    ] = 0,
     only: Annotated[str, typer.Option(help="Names of encoders, with commas: their jobs alone.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and what they cost; do nothing.")] = False,
     why: Annotated[bool, typer.Option("--why", help="With --dry-run: why each job runs.")] = False,

@@ -22,6 +22,7 @@ from conftest import write_africa, write_spain
 from fpbench import cohorts, load_study
 from fpbench.files import artifacts, paths
 from fpbench.grid import jobs as grid
+from fpbench.grid import run as run_module
 from fpbench.training import bench
 
 COUNTS = """
@@ -343,3 +344,33 @@ def test_the_real_benchmark_goes_on_without_an_encoder(tmp_path, phantoms):
     assert table.loc[("mofo-mini", "full fine-tuning")].iloc[0] == "missing: after it"
     assert "±" in table.loc[("efficientnetv2_s-mini", "linear probing")].iloc[0]
     assert "missing: ValueError: no weights" in (folder / "tables" / "table1.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "asked", "taken", "says"),
+    [
+        (2, 2, 2, 2, "2 jobs of 2 threads on 2 cores: 1 at once, the others wait\n"),
+        (8, 2, 3, 6, ""),
+        (8, 2, 0, 8, ""),
+        (2, 4, 1, 4, ""),  # threads are the study's: never reduced
+        (2, 4, 2, 4, "2 jobs of 4 threads on 2 cores: 1 at once, the others wait\n"),
+        (1, 1, 0, 1, ""),
+    ],
+)
+def test_jobs_times_threads_is_held_to_the_cores_that_are_there(
+    monkeypatch, capsys, cores, threads, asked, taken, says
+):
+    """Before, two jobs of two threads were given four cores where there are two, and took three times as long together."""
+    monkeypatch.setattr(run_module.machine, "cores", lambda: cores)
+    monkeypatch.setattr(run_module, "USUAL", 1.0)
+    assert run_module._held(asked, threads) == taken
+    assert capsys.readouterr().out == says
+    monkeypatch.setattr(run_module, "USUAL", 1e18)  # where memory is short, one at a time unless asked for more
+    assert run_module._held(0, threads) == threads
+
+
+def test_a_cluster_is_not_held_to_the_cores_of_the_login_node():
+    for name, executor in (("slurm", "slurm"), ("local", None), ("gpubox", None)):
+        words = ["--profile", str(paths.home() / "profiles" / name)]
+        assert run_module._profile(words).get("executor") == executor
+    assert run_module._profile(["--quiet"]) == {}

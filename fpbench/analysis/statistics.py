@@ -26,6 +26,7 @@ from fpbench import metrics
 from fpbench.analysis.samples import Part, Sample, evaluate, make_sample, ranked, samples, scores, sums
 from fpbench.analysis.scoring import MODEL, VIEW
 from fpbench.errors import InputError
+from fpbench.files.progress import Progress
 from fpbench.tasks import Task
 
 __all__ = ["make_sample", "samples"]  # handed on: what ``bootstrap`` takes
@@ -114,7 +115,8 @@ def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), s
         Models did not answer the same image x fold rows, or a metric is unknown.
     """
     names = names or [task.headline]
-    return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(samples(predicted, task))]
+    drawn = Progress(samples(predicted, task), total=None, desc="resampling", unit="view")
+    return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(drawn)]
 
 
 def interval(

@@ -15,3 +15,10 @@ def peak_memory() -> int:
 def workers() -> int:
     """Return how many threads decode at once (Pillow frees the interpreter lock)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """Return how many cores this process may use: those of its affinity, no more than its cgroup is granted."""
+    import joblib
+
+    return joblib.cpu_count()

@@ -1,6 +1,5 @@
 """The run of a study: the jobs that are not current, through Snakemake, and what is said at the end."""
 
-import fcntl
 import json
 import os
 import re
@@ -9,40 +8,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fpbench import results
+import psutil
+
+from fpbench import cohorts, images, loading, results
 from fpbench.errors import InputError
-from fpbench.files import artifacts, paths
+from fpbench.files import artifacts, locks, machine, paths, records
 from fpbench.grid import forkserver, notebooks
 from fpbench.grid.costs import bill
 from fpbench.grid.jobs import Job, announce, jobs, stale
 from fpbench.study import Study
 
 LOCK = ".run.lock"
+USUAL = 6e9  # bytes that a job may need, where nobody said how many run at once
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
-    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
-        yield handle.fileno()
+def alone(folder: Path) -> Iterator[int | None]:
+    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed, if there are locks."""
+    waiting = f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it"
+    with locks.hold(folder / LOCK, waiting=waiting) as handle:
+        with suppress(PermissionError):  # of another user
+            os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
+        yield handle
 
 
 def run(
     study: Study,
     asked: str,
-    workers: int,
+    workers: int = 0,
     only: Sequence[str] = (),
     dry: bool = False,
     why: bool = False,
@@ -56,6 +54,9 @@ def run(
     ----------
     asked
         The study as the user named it.
+    workers
+        Notebooks at once; 0: as many as fit. On this machine no more run than have cores for the threads of the study, which are
+        never reduced: results depend on them.
     dry
         Print the jobs and what they cost, with ``why`` also why they run; run nothing.
     extra
@@ -68,6 +69,8 @@ def run(
         ``extra`` begins with what is no job.
     """
     only = [study.encoder_spec(name).name for name in only]
+    cluster = bool(_profile(extra).get("executor"))
+    cores = max(1, workers) * study.threads if cluster else _held(workers, study.threads)
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.home() / "Snakefile")
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(study.folder)]
     command += [
@@ -75,7 +78,7 @@ def run(
         f"study={json.dumps(str(location))}",
         f"parent={os.getpid()}",
         "--cores",
-        str(workers * study.threads),
+        str(cores),
         "--rerun-triggers",
         "params",
     ]
@@ -93,6 +96,8 @@ def run(
             return 0
         if dry:
             return _rehearse(study, command, plan, wanted, due, why)
+        if any("cohort" in part for name in wanted & set(due) for part in plan[name].parts):
+            _verify(study)
         for name in wanted:
             plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
         _snakemake(study, command, plan, wanted, ["--quiet", "rules"], **given)
@@ -110,6 +115,34 @@ def run(
             wanted, rest = set(plan), {name for name in plan if plan[name].result not in gone}
             _snakemake(study, command, plan, rest, ["--quiet", "rules"], **given)
     return _conclude(study, asked, plan, wanted)
+
+
+def _verify(study: Study) -> None:
+    """Hash every picture once for all jobs of this run, and say which changed under the same time and size."""
+    for spec in study.cohorts:
+        with suppress(InputError, OSError):  # the jobs say what is wrong
+            *_, rows, there = cohorts.list_images(*loading.where(study, spec), spec.missing)
+            if changed := images.verify(rows.loc[there, "path"].tolist()):
+                what = "changed under the same time and size"
+                print(f"{spec.title}: {len(changed):,} pictures {what}, the first is {changed[0]}", flush=True)
+
+
+def _held(workers: int, threads: int) -> int:
+    """Return the cores that Snakemake may fill with jobs of ``threads``, and say where fewer run at once than were asked for."""
+    here = machine.cores()
+    fit = max(1, here // threads)
+    if not workers:
+        return threads * min(fit, max(1, int(psutil.virtual_memory().available / USUAL)))
+    if workers > fit:
+        print(f"{workers} jobs of {threads} threads on {here} cores: {fit} at once, the others wait", flush=True)
+    return threads * min(workers, fit)
+
+
+def _profile(extra: Sequence[str]) -> dict:
+    """Return what the profile that is named among the arguments of Snakemake says."""
+    words = list(extra)
+    file = Path(words[words.index("--profile") + 1]) / "config.yaml" if "--profile" in words[:-1] else Path(os.devnull)
+    return (records.plain_yaml(file.read_bytes(), str(file)) if file.is_file() else None) or {}
 
 
 def _settled(plan: dict[str, Job]) -> dict[str, Job]:

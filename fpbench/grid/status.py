@@ -19,8 +19,10 @@ def status(study: Study) -> str:
     for name, one in told.items():
         what = ", ".join(text for text in (one.get("title", "starting"), one.get("stage")) if text)
         if one.get("rate"):
-            what += f": {one['done']:,} of {one['total']:,} {one['unit']}s, {one['rate']:,.1f} {one['unit']}s/s"
-            what += f", {_span(max(0, one['total'] - one['done']) / one['rate'])} to go"
+            of = f" of {one['total']:,}" if one["total"] else ""
+            what += f": {one['done']:,}{of} {one['unit']}s, {one['rate']:,.1f} {one['unit']}s/s"
+            left = (one["total"] or 0) - one["done"]
+            what += f", {_span(left / one['rate'])} to go" if left > 0 else ", what follows is not counted"
         where = f"{one['host']}, process {one['pid']}{' alive' * bool(one['alive'])}, wrote {now - one['updated']:.0f} s ago"
         lines.append(f"running  {name}  {what}; {where}")
     for name, why in failed.items():

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench.files import artifacts, machine, paths
+from fpbench.files import artifacts, hashes, machine, paths
 from fpbench.files.progress import Progress
 from fpbench.images import decoding, dicom, raster
 from fpbench.images.decoding import decode, file_of
@@ -27,7 +27,7 @@ from fpbench.images.raster import FORMATS, MAX_PIXELS, ImageError, to_array
 
 __all__ = [
     "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "TORCH", "VERSION", "Geometry", "ImageError",
-    "cached_images", "damaged", "decode", "file_of", "notes", "scan", "to_array",
+    "cached_images", "damaged", "decode", "file_of", "notes", "scan", "to_array", "verify",
 ]  # fmt: skip
 
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
@@ -66,7 +66,7 @@ def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
     raster.check_bits(bits)
     sums = _sums(files)
     key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
-    path = paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet"
+    path = artifacts.place(paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet")
     if artifacts.whole(path):
         frame = pd.read_parquet(io.BytesIO(path.read_bytes()))  # at once: another process may put an equal one there
     else:
@@ -81,11 +81,24 @@ def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
     return frame
 
 
+def verify(files: Sequence[Path], keep: bool = True) -> list[Path]:
+    """Read every file anew, whatever is remembered of its hash; return those that changed under the same time and size.
+
+    ``keep``: what is found is remembered instead.
+    """
+    distinct = list(dict.fromkeys(decoding.split(path)[0] for path in files))
+    return hashes.sha256s(distinct, _hash, whole=True, keep=keep)[1]
+
+
+def _hash(files: list[Path]) -> list[str]:
+    return _parallel(artifacts.file_sha256, files, "hashing files") if files else []
+
+
 def _sums(files: Sequence[Path]) -> list[str]:
-    """Return the hash of every picture's bytes; the file of many frames is read once."""
+    """Return the hash of every picture's bytes, remembered where it can be; the file of many frames is read once."""
     named = [decoding.split(path) for path in files]
     distinct = list(dict.fromkeys(file for file, _ in named))
-    sums = dict(zip(distinct, _parallel(artifacts.file_sha256, distinct, "hashing files"), strict=True))
+    sums = dict(zip(distinct, hashes.sha256s(distinct, _hash)[0], strict=True))
     return [sums[file] if frame is None else artifacts.digest([sums[file], frame]) for file, frame in named]
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from fpbench.errors import InputError
+from fpbench.files.progress import Progress
 from fpbench.recipe import GRID
 from fpbench.training.probes.heads import (
     Heads,
@@ -106,7 +107,8 @@ def fit_paths(
     if not (eps > 0 and max_iter >= 0):
         raise InputError(f"expected eps > 0 and max_iter >= 0, found {eps} and {max_iter}")
     rows = check_train_sets(train_sets, y, n_classes)
-    return [_fit_path(X[r], onehot(y[r], n_classes), C, eps, max_iter) for r in rows]
+    steps = Progress(rows, total=len(rows), desc="solving probes", unit="training set")
+    return [_fit_path(X[r], onehot(y[r], n_classes), C, eps, max_iter) for r in steps]
 
 
 def fit(bench: "Bench", folds: "list[Fold]") -> list[tuple[Scores, dict]]:
