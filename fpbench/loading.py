@@ -64,7 +64,7 @@ def load_encoder(study: Study, name: str) -> "Encoder":
 
     torch.set_num_threads(study.threads)
     spec = study.encoder_spec(name)
-    settings = {key: value for key in ("mean", "std", "pooling", "options") if (value := getattr(spec, key))}
+    settings = {key: value for key in ("mean", "std", "pooling", "prefix", "options") if (value := getattr(spec, key))}
     return encoders.load_encoder(
         spec.model,
         weights(study, spec),

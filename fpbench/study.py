@@ -53,6 +53,7 @@ class EncoderSpec:
     pooling: str = ""  # avg, token, ...
     seed: int = 0  # of random weights
     ignore: list[str] = field(default_factory=list)  # tensors that may be left out
+    prefix: str = ""  # of the model's tensors in the file, e.g. image_encoder. or visual.trunk.
     options: dict = field(default_factory=dict)  # passed to the architecture
     batch_size: int = 32  # images per forward pass
     bf16: bool = False  # bfloat16 autocast, of embedding

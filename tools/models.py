@@ -16,7 +16,20 @@ No file of the four ultrasound models has been opened by us yet: names and shape
 ## Any other model
 
 `timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. The README shows how to register
-an architecture of your own.
+an architecture of your own. An encoder that gives two embeddings for the same picture (twice, or alone and in a batch) is refused;
+masked autoencoders of transformers are shown all patches, in order.
+
+Their weights may be a file of yours, `weights: PATH`:
+
+- `prefix: image_encoder.` names the root of the model's tensors in the file; the rest is left out and counted. Wrappers (`state_dict`, `model`,
+  `teacher`, `student`, `ema`, `model_ema`) and `module.`, `_orig_mod.` are taken off; of a teacher and a student the teacher is taken,
+  unless `prefix: student.` says otherwise. Which it was is in the provenance.
+- An input size other than the file's (`options: {{img_size: 224}}` of timm, `{{image_size: 224}}` of transformers, `{{force_image_size: 224}}` of
+  open_clip) resizes square position tables as the library itself does; the provenance and the table of encoders say `resized 37x37 -> 16x16`.
+- `open_clip:NAME/TAG` takes activation, mean, std and resize from the TAG for a file too; without a TAG the table of encoders says what was
+  assumed. `open_clip:PATH.json` reads a config file, of open_clip or of a repository.
+- `hf:NAME` with `options: {{part: vision}}` takes the tower of pictures of a model with two (CLIP, SigLIP, MedSigLIP); `pooler` by default.
+- A training checkpoint is mapped, not read: optimiser states stay on disk, except in files of torch < 1.6 (not zipped).
 """
 
 

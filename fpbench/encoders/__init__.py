@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fpbench.encoders.checkpoint import Layout
 
-# each a module with ``plan(architecture, weights, pooling, options, ignore) -> Plan``
+# each a module with ``plan(architecture, weights, pooling, options, ignore, prefix) -> Plan``
 FAMILIES = ("timm", "open_clip", "hf")
 MINI = "-mini"  # of a catalogue name: the same code, a few thousand random numbers
 
@@ -43,6 +43,7 @@ class Weights:
     licence: str = "unknown"
     file_sha256: str = ""  # of the file, if there is one
     ignored: tuple[str, ...] = ()  # tensors of the file that were left out on purpose
+    notes: tuple[str, ...] = ()  # what else a reader must know: a table resized, one of several sets, facts assumed
 
     @property
     def label(self) -> str:
@@ -172,6 +173,8 @@ class Plan:
     licence: str = "unknown"
     hub: str = ""  # where the module's weights came from, if the family has fetched them
     ignored: tuple[str, ...] = ()  # if the family has filled the module itself (no layouts)
+    notes: tuple[str, ...] = ()  # facts of the model or its weights that were assumed or changed
+    config: dict = field(default_factory=dict)  # what decides the module beside name and options, for its identity
 
 
 def load_encoder(
@@ -185,6 +188,7 @@ def load_encoder(
     pooling: str = "",
     seed: int = 0,
     ignore: Iterable[str] = (),
+    prefix: str = "",
     options: dict | None = None,
 ) -> Encoder:
     """Build an encoder and fill it.
@@ -203,8 +207,11 @@ def load_encoder(
         Instead of the model's own; a dict of geometry fields replaces those alone.
     ignore
         Patterns of tensor names that may be missing or left out; recorded in ``Encoder.weights``.
+    prefix
+        Of the model's tensors in the file (``"image_encoder."``, ``"visual.trunk."``); all others are left out.
     options
-        For the architecture.
+        For the architecture. An input size (timm's ``img_size``, transformers' ``image_size``, open_clip's ``force_image_size``)
+        other than the file's resizes its position tables as the library does; it is recorded in ``Encoder.weights``.
 
     Returns
     -------
@@ -224,18 +231,23 @@ def load_encoder(
 
     family, _, architecture = model.partition(":")
     options, weights, ignore = dict(options or {}), str(weights), tuple(ignore)
+    if prefix and (weights == "random" or (weights == "hub" and ":" in model)):
+        raise InputError(
+            f"{name or model}: prefix={prefix!r} is of the names in a file: expected weights: FILE, found {weights}"
+        )
     whole = weights != "random" and not ignore and family not in FAMILIES  # a file holds every parameter, or is refused
     with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
             plan = import_module(f"fpbench.encoders.adapters.{family}").plan(
-                architecture, weights, pooling, options, ignore
+                architecture, weights, pooling, options, ignore, prefix
             )
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
     name, scale = name or model, (tuple(mean or plan.mean), tuple(std or plan.std))
-    filled = _fill(plan, model, weights, seed, ignore, name)
+    filled = _fill(plan, model, weights, seed, ignore, name, prefix)
+    options |= plan.config
     return Encoder(name, model, plan.dim, plan.geometry, *scale, plan.pooling, filled, plan.module.eval(), options)
 
 
@@ -280,20 +292,22 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
     return replace(own, **{**crop, **(given or {})})
 
 
-def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str) -> Weights:
+def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str, prefix: str) -> Weights:
     """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
-    from fpbench.encoders.checkpoint import fill, read, tensors_sha256
+    from fpbench.encoders.checkpoint import fill, opened, tensors_sha256
     from fpbench.encoders.fetch import locate
     from fpbench.files.artifacts import file_sha256
 
     if plan.hub:
-        return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored)
+        return Weights("hub", plan.hub, tensors_sha256(plan.module), plan.licence, "", plan.ignored, plan.notes)
     if weights == "random" or (weights == "hub" and ":" in model):
         return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
-    path, ignored = locate(model) if weights == "hub" else Path(weights), plan.ignored
+    path, ignored, notes = locate(model) if weights == "hub" else Path(weights), plan.ignored, plan.notes
     if plan.layouts:
-        ignored = fill(plan.module, read(path), plan.layouts, ignore, f"{name} from {path}")
-    return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored)
+        content = opened(path, prefix)
+        left_out, resized = fill(plan.module, content.tensors, plan.layouts, ignore, f"{name} from {path}")
+        ignored, notes = (*left_out, *content.ignored), (*content.notes, *resized, *notes)
+    return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored, notes)
 
 
 def register_encoder(
@@ -334,10 +348,11 @@ def register_encoder(
 
 
 def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
-    """Return one row per encoder: what a result depends on."""
+    """Return one row per encoder: what a result depends on; ``mind`` where something was assumed or changed."""
     import pandas as pd
 
-    return pd.DataFrame(
+    notes = [one.weights.notes for one in encoders]
+    frame = pd.DataFrame(
         {
             "encoder": one.name,
             "model": one.model,
@@ -351,3 +366,4 @@ def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
         }
         for one in encoders
     )
+    return frame.assign(mind=list(map("; ".join, notes))) if any(notes) else frame

@@ -12,6 +12,7 @@ import pickle
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,7 +28,16 @@ from fpbench.errors import InputError, MissingError
 if TYPE_CHECKING:
     import torch
 
-WRAPPERS = ("state_dict", "model", "module")
+PLAIN = ("state_dict", "model", "module")
+WRAPPERS = (
+    *PLAIN,
+    "teacher",
+    "student",
+    "model_ema",
+    "state_dict_ema",
+    "ema",
+)  # the first that is there, unless the prefix says
+HEADS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # of torch's DataParallel and compile
 KNOWN = {
     "collections.OrderedDict", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
 }  # fmt: skip
@@ -61,22 +71,74 @@ def renamed(*rules: tuple[str, str]) -> Callable[[str], str]:
     return source
 
 
-def read(path: Path) -> dict[str, "torch.Tensor"]:
-    """Return the tensors of a .safetensors or torch file, wrappers and a leading ``module.`` taken off.
+@dataclass(frozen=True)
+class Content:
+    """The tensors of a file, and what was done to their names."""
+
+    tensors: dict[str, "torch.Tensor"]
+    ignored: tuple[str, ...] = ()  # one entry for all outside the prefix
+    notes: tuple[str, ...] = ()  # which of several sets of weights
+
+
+def read(path: Path, prefix: str = "") -> dict[str, "torch.Tensor"]:
+    """Return the tensors of a file, see ``opened``."""
+    return opened(path, prefix).tensors
+
+
+def opened(path: Path, prefix: str = "") -> Content:
+    """Return the tensors of a .safetensors or torch file, wrappers and leading ``module.`` and ``_orig_mod.`` taken off.
 
     A torch file is mapped, not read: only the tensors that are used come into memory.
-    """
-    import torch
 
+    Parameters
+    ----------
+    prefix
+        Of the names that are meant, taken off; it may begin with a wrapper (``student.backbone``).
+
+    Raises
+    ------
+    InputError
+        Other things than tensors, two tensors of one name, or none below the prefix.
+    MissingError
+        No such file.
+    """
     if not path.is_file():
         raise MissingError(f"expected a weights file at {path}, found nothing: check the path in the study")
-    content = load(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    content, sought = load(path), f"{prefix.rstrip('.')}." if prefix else ""
+    wrappers: list[str] = []
+    while (wrapper := _wrapper(content, sought)) and len(wrappers) < len(WRAPPERS):  # a table may hold itself
+        content, sought = content[wrapper], sought.removeprefix(f"{wrapper}.")
+        wrappers.append(wrapper)
+    if not isinstance(content, dict) or not content or not all(map(_is_tensor, content.values())):
         raise InputError(f"{path}: expected a table of named tensors, found {_describe(content)}")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    tensors = {HEADS.sub("", str(name)): tensor for name, tensor in content.items()}
+    if len(tensors) < len(content):
+        both = [name for name in map(str, content) if HEADS.sub("", name) != name]
+        twice = f"found {', '.join(both[:3])} and the same without it: which is meant?"
+        raise InputError(f"{path}: expected one tensor of each name, `module.` and `_orig_mod.` taken off, {twice}")
+    head = HEADS.sub("", sought)
+    inside = {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
+    if not inside:
+        roots = sorted({name.split(".")[0] for name in tensors})
+        raise InputError(
+            f"{path}: expected names below prefix={prefix!r}, found {', '.join(roots[:8])}: correct the prefix"
+        )
+    outside = [f"{len(tensors) - len(inside)} tensors outside {prefix}"] if len(inside) < len(tensors) else []
+    taken = [f"weights of {wrapper!r} in the file" for wrapper in wrappers if wrapper not in PLAIN]
+    return Content(inside, tuple(outside), tuple(taken))
+
+
+def _wrapper(content: object, prefix: str) -> str:
+    """Return under which name the tensors lie: what the prefix begins with, or a known one; empty: no wrapper."""
+    tables = [name for name, value in content.items() if isinstance(value, dict)] if isinstance(content, dict) else []
+    asked = [name for name in tables if isinstance(name, str) and prefix.startswith(f"{name}.")]
+    return next(iter((*asked, *(name for name in WRAPPERS if name in tables))), "")
+
+
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
 
 
 def _describe(content: object) -> str:
@@ -162,7 +224,7 @@ def unfilled() -> AbstractContextManager:
 
 def fill(
     module: "torch.nn.Module", tensors: dict, layouts: tuple[Layout, ...], ignore: Iterable[str], what: str
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Put ``tensors`` into ``module`` and account for every one.
 
     Parameters
@@ -181,7 +243,9 @@ def fill(
     Returns
     -------
     tuple of str
-        The names in the file that were left out; one entry for all outside the prefix.
+        The names in the file that were left out; one entry for all outside the layout's prefix.
+    tuple of str
+        Position tables that were resized, one line each.
 
     Raises
     ------
@@ -199,30 +263,37 @@ def fill(
     allowed = [n for n in extra if matches(n, left_out) or (matches(n, empty) and not tensors[n].any())]
     unexpected = [name for name in extra if name not in allowed]
     found = {name: parts for name, parts in sources.items() if all(part in tensors for part in parts)}
-    filled, shapes = _adapted(found, tensors, layout, wanted)
+    filled, shapes, notes = _adapted(found, tensors, layout, wanted)
     if missing or unexpected or shapes:
-        raise InputError(complaint(what, sorted(set(missing)), unexpected, shapes))
+        raise InputError(complaint(what, sorted(set(missing)), unexpected, shapes, tensors, consumed))
     module.load_state_dict(filled, strict=False, assign=True)
     outside = sum(not name.startswith(layout.prefix) for name in tensors)
-    return (*allowed, *([f"{outside} tensors outside {layout.prefix}"] if outside else []))
+    return (*allowed, *([f"{outside} tensors outside {layout.prefix}"] if outside else [])), notes
 
 
-def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[dict, list[str]]:
-    """Return the tensors under the module's names, and what is wrong with their shapes."""
+def _adapted(found: dict, tensors: dict, layout: Layout, wanted: dict) -> tuple[dict, list[str], tuple[str, ...]]:
+    """Return the tensors under the module's names, what is wrong with their shapes, and which tables were resized."""
     import torch
 
+    from fpbench.encoders.tables import is_table, told
+
     filled, used = {}, set()
-    told = [(name, tuple(tensors[name].shape), shape) for name, shape in layout.shapes.items() if name in tensors]
-    wrong = [f"{name} {one} where this model's file has {two}" for name, one, two in told if one != two]
+    notes: dict[str, list[str]] = {}
+    known = [(name, tuple(tensors[name].shape), shape) for name, shape in layout.shapes.items() if name in tensors]
+    wrong = [f"{name} {one} where this model's file has {two}" for name, one, two in known if one != two]
     for name, parts in found.items():
         shape, dtype = wanted[name]
         tensor = tensors[parts[0]] if len(parts) == 1 else torch.cat([tensors[part] for part in parts])
         adapted = layout.adapt(name, tensor, shape)
         if adapted.shape != shape:
-            wrong.append(f"{'+'.join(parts)} {tuple(tensor.shape)} where the model has {tuple(shape)}")
+            why = ", and that is no other square grid" if is_table(name) else ""
+            wrong.append(f"{'+'.join(parts)} {tuple(tensor.shape)} where the model has {tuple(shape)}{why}")
+        elif tensor.numel() != adapted.numel():
+            notes.setdefault(told(name, tensor.shape, adapted.shape), []).append(parts[0])
         filled[name] = adapted.to(dtype, copy=parts[0] in used).contiguous()  # two parameters may not share memory
         used.add(parts[0])
-    return filled, wrong
+    more = {text: f" and {len(names) - 1} more" if names[1:] else "" for text, names in notes.items()}
+    return filled, wrong, tuple(f"{names[0]}{more[text]}: {text}" for text, names in notes.items())
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -230,18 +301,43 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def complaint(what: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
-    """Return what is wrong, what such a file usually is, and how to overrule it."""
+def complaint(
+    what: str,
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+    names: Iterable[str] = (),
+    wanted: Iterable[str] = (),
+) -> str:
+    """Return what is wrong, what such a file usually is, and what to do: a prefix that fits, or how to overrule it.
+
+    ``names`` are those of the file, ``wanted`` the model's, in the file's manner.
+    """
     lines = [f"{what}: these weights do not fit the model; nothing was loaded."]
     found = {"missing from the file": missing, "not in the model": unexpected, "another shape": shapes}
-    for title, names in found.items():
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        lines += [f"  {title} ({len(names)}): {', '.join(names[:6])}{more}"] if names else []
+    for title, listed in found.items():
+        more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+        lines += [f"  {title} ({len(listed)}): {', '.join(listed[:6])}{more}"] if listed else []
     usual = [text for pattern, text in NAMES["usually"] if any(fnmatchcase(name, pattern) for name in unexpected)]
     lines += [f"  Such a file is usually {text}." for text in usual[:1]]
-    if (missing or unexpected) and not shapes:
+    wanted, names = {*wanted}, [*names]
+    there = len(wanted.intersection(names))
+    prefix, below = root(names, wanted)
+    if below > there:
+        count = "All" if below == len(wanted) else f"{below} of {len(wanted)}"
+        lines.append(f"{count} of the model's tensors are in the file below another name: write prefix={prefix!r}")
+    elif wanted and there < len(wanted) / 2:
+        lines.append(f"The file has {there} of the model's {len(wanted)} tensors: it is another model's")
+    elif (missing or unexpected) and not shapes:
         lines.append(f"If you know that this is right, overrule with ignore={[*missing, *unexpected]}")
     return "\n".join(lines)
+
+
+def root(names: Iterable[str], wanted: set[str]) -> tuple[str, int]:
+    """Return the prefix below which most of the wanted names stand in a file, and how many ("", 0: none does)."""
+    dots = ((name, match.end()) for name in names for match in re.finditer(r"\.", name))
+    found = Counter(name[:end] for name, end in dots if name[end:] in wanted)
+    return next(iter(found.most_common(1)), ("", 0))
 
 
 def tensors_sha256(module: "torch.nn.Module") -> str:

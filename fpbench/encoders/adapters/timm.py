@@ -1,11 +1,14 @@
 """Any timm model, ``timm:NAME``, with timm's own preprocessing facts; and the catalogue's two convolutional networks."""
 
+import warnings
+from functools import partial
 from typing import Any
 
 import timm
-from torch import nn
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import Size, Tensor, nn
 
-from fpbench.encoders import Plan
+from fpbench.encoders import Plan, tables
 from fpbench.encoders.checkpoint import Layout
 from fpbench.errors import InputError
 from fpbench.images import Geometry
@@ -25,7 +28,7 @@ def build(name: str, size: int, pooling: str, mini: bool, **options: Any) -> tup
     return module, (_layout(module),)
 
 
-def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...]) -> Plan:
+def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...], prefix: str) -> Plan:
     """Return a timm model without its classifier, filled if ``weights`` is "hub"."""
     if not timm.is_model(architecture):
         close = ", ".join(timm.list_models(f"*{architecture.split('.')[0]}*")[:5])
@@ -34,6 +37,8 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
     module = timm.create_model(architecture, pretrained=weights == "hub", num_classes=0, **options, **pool)
     config: Any = module.pretrained_cfg
     dim: Any = getattr(module, "head_hidden_size", module.num_features)
+    if (side := options.get("img_size")) and not options.get("dynamic_img_size"):
+        config = {**config, "input_size": (3, *(side if isinstance(side, list | tuple) else (side, side)))}
     facts, layouts = (_geometry(config), config["mean"], config["std"], _pooling(module)), (_layout(module),)
     hub = (config.get("hf_hub_id") or config.get("url", "")) if weights == "hub" else ""
     return Plan(module, layouts, dim, *facts, config.get("license", "unknown"), hub)
@@ -43,7 +48,26 @@ def _layout(module: nn.Module) -> Layout:
     config: Any = module.pretrained_cfg
     heads = config.get("classifier") or ()
     heads = [heads] if isinstance(heads, str) else heads
-    return Layout(str, left_out=tuple(f"{head}.*" for head in heads))
+    return Layout(str, left_out=tuple(f"{head}.*" for head in heads), adapt=partial(resized, module))
+
+
+def resized(module: nn.Module, name: str, tensor: Tensor, shape: Size) -> Tensor:
+    """Return a position table for the model's grid or window as timm resizes those that it downloads; any other tensor as it is."""
+    part: Any = module.get_submodule(name.rpartition(".")[0])
+    if name.endswith("relative_position_bias_table") and tensor.shape != shape:
+        more = (
+            3
+            if part.window_size and shape[0] == (2 * part.window_size[0] - 1) * (2 * part.window_size[1] - 1) + 3
+            else 0
+        )
+        if not tables.is_grid(tensor.shape[0] - more) or tensor.shape[1:] != shape[1:]:
+            return tensor
+        with warnings.catch_warnings(action="ignore"):  # torch, of a slow copy
+            return resize_rel_pos_bias_table(tensor, part.window_size, tuple(shape))
+    first = 0 if getattr(part, "no_embed_class", False) else getattr(part, "num_prefix_tokens", 1)
+    if not hasattr(part, "patch_embed") or not tables.resizable(name, tensor, shape, first):
+        return tensor
+    return resample_abs_pos_embed(tensor, part.patch_embed.grid_size, num_prefix_tokens=first)
 
 
 def _pooling(module: nn.Module) -> str:
