@@ -46,6 +46,9 @@ def key_parts(study: Study) -> dict[str, dict]:
         }  # the file is a part of its own
         memory = {f"memory of {spec.name}": {name: fields.pop(name) for name in ("micro", "checkpointing")}}
         own = {f"encoder {spec.name}": fields, f"weights file of {spec.name}": _weights_digest(study, spec)}
+        described = spec.model.partition(":")[2]
+        if described.endswith(".json") and paths.expand(described).is_file():
+            own[f"file {described}"] = artifacts.file_sha256(paths.expand(described))
         groups[f"encoder {spec.name}"] = {**common, **loaded["encoder"], **own}
         groups[f"tuned {spec.name}"] = {**groups["tuning"], **memory}
     return groups

@@ -1,5 +1,6 @@
 """The run of a study: the jobs that are not current, through Snakemake, and what is said at the end."""
 
+import fcntl
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import psutil
 
 from fpbench import cohorts, images, loading, results
 from fpbench.errors import InputError
-from fpbench.files import artifacts, locks, machine, paths, records
+from fpbench.files import artifacts, machine, paths, records
 from fpbench.grid import forkserver, notebooks
 from fpbench.grid.costs import bill
 from fpbench.grid.jobs import Job, announce, jobs, stale
@@ -28,13 +29,17 @@ USUAL = 6e9  # bytes that a job may need, where nobody said how many run at once
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int | None]:
-    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed, if there are locks."""
-    waiting = f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it"
-    with locks.hold(folder / LOCK, waiting=waiting) as handle:
-        with suppress(PermissionError):  # of another user
-            os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
-        yield handle
+def alone(folder: Path) -> Iterator[int]:
+    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
+        yield handle.fileno()
 
 
 def run(

@@ -66,7 +66,7 @@ def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
     raster.check_bits(bits)
     sums = _sums(files)
     key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
-    path = artifacts.place(paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet")
+    path = paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet"
     if artifacts.whole(path):
         frame = pd.read_parquet(io.BytesIO(path.read_bytes()))  # at once: another process may put an equal one there
     else:
