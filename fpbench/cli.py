@@ -179,7 +179,7 @@ def embed(
 def import_answers(
     study: Annotated[str, typer.Argument(help="Name of a file in studies/, or a path to one.")],
     name: Annotated[str, typer.Argument(help="What the model is called in tables.")],
-    file: Annotated[Path, typer.Argument(help="CSV, TSV, JSON or parquet.")],
+    file: Annotated[Path, typer.Argument(help="CSV, TSV, Excel, JSON or parquet.")],
     image: Annotated[str, typer.Option(help="Column that names the picture: id, path or file name.")] = "",
     in_order: Annotated[
         bool,

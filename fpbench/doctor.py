@@ -121,11 +121,7 @@ def _cohort(study: Study, spec: CohortSpec, full: bool) -> tuple[str, str]:
     """Hold a cohort to what ``load_cohort`` asks of it, without drawing a phantom."""
     name, root = loading.where(study, spec)
     source = source_of(name)
-    home = sum(one.population == study.the_task.train for _, one in _sources(study))
-    if home != 1:
-        raise InputError(f"expected one cohort of the population {study.the_task.train!r} to train on, found {home}")
-    if sum(one.name == source.name for _, one in _sources(study)) > 1:
-        raise InputError(f"two cohorts are called {source.name!r}: expected names of their own")
+    loading.hold(study, [one for _, one in _sources(study)])
     if root and not source.prepared(root):
         return "ok", f"{source.label}, drawn on first use"
     folder = locate(root or Path(), source)

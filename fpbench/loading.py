@@ -20,8 +20,7 @@ def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
     Raises
     ------
     InputError
-        Not one cohort of every population; none that trains; one without an image of the task; ``tests`` of a population that is not
-        there; or what ``cohorts.load_cohort`` raises.
+        As ``hold`` has it; a cohort without an image of the task; or what ``cohorts.load_cohort`` raises.
     """
     task = study.the_task
     sources(study)
@@ -32,19 +31,8 @@ def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
 
 
 def check(study: Study, loaded: list[Cohort]) -> None:
-    """Raise InputError unless these cohorts make the study's task possible."""
+    """Raise InputError for a cohort whose frame has no image of the study's task."""
     task = study.the_task
-    populations = [cohort.source.population for cohort in loaded]
-    if twice := sorted({name for name in populations if populations.count(name) > 1}):
-        wanted = "expected cohorts of different populations, whose scores would be one"
-        raise InputError(f"study {study.name}: {wanted}; found several of {', '.join(twice)}: describe them as one")
-    if task.train not in populations:
-        wanted = f"study {study.name}: task {task.name} trains on the population {task.train!r}"
-        raise InputError(f"{wanted}: expected one such cohort, found {', '.join(populations)}; or write `train: NAME`")
-    if strangers := [name for name in study.tests if name not in populations]:
-        raise InputError(
-            f"study {study.name}: tests of {strangers}: expected populations of its cohorts, {populations}"
-        )
     for cohort in loaded:
         if task.label not in cohort.frame:
             there = ", ".join(cohort.frame.columns)
@@ -100,12 +88,28 @@ def where(study: Study, spec: CohortSpec) -> tuple[str, Path | None]:
 
 
 def sources(study: Study) -> list[Source]:
-    """Return the facts of the cohorts of a study, in its order; InputError for one that is unknown, and for two of one name."""
+    """Return the facts of the cohorts of a study, in its order; InputError for one that is unknown, and as ``hold`` has it."""
     found = [cohorts.source_of(where(study, spec)[0]) for spec in study.cohorts]
-    names = [source.name for source in found]
+    hold(study, found)
+    return found
+
+
+def hold(study: Study, known: list[Source]) -> None:
+    """Raise InputError unless names and populations are different, one trains, and ``tests`` of the study are among them."""
+    names, populations = [source.name for source in known], [source.population for source in known]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"study {study.name}: two cohorts are called {twice[0]!r}: expected names of their own")
-    return found
+    if twice := sorted({name for name in populations if populations.count(name) > 1}):
+        wanted = "expected cohorts of different populations, whose scores would be one"
+        raise InputError(f"study {study.name}: {wanted}; found several of {', '.join(twice)}: describe them as one")
+    if (train := study.the_task.train) not in populations:
+        wanted = (
+            f"expected one cohort of the population {train!r} to train on, found {', '.join(populations) or 'none'}"
+        )
+        raise InputError(f"study {study.name}: {wanted}; or write `train: NAME`")
+    if strangers := [name for name in study.tests if name not in populations]:
+        wanted = f"expected populations of its cohorts, {', '.join(populations)}"
+        raise InputError(f"study {study.name}: tests of {', '.join(strangers)}: {wanted}")
 
 
 def root(study: Study, spec: CohortSpec) -> Path:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from fpbench import cohorts, loading, metrics, predictions, results
 from fpbench.cohorts import Cohort
+from fpbench.cohorts.cells import EXCEL, PARQUET, SEPARATORS, decoded, open_table
 from fpbench.cohorts.pictures import short, tidy
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, provenance
@@ -24,6 +25,7 @@ from fpbench.study import Study, check_names
 from fpbench.tasks import Task
 
 KINDS = ("logits", "probabilities")
+KNOWN = (".csv", ".tsv", ".txt", *EXCEL, *PARQUET, ".json")  # suffixes
 PREFIXES = ("", "logit_", "logits_", "prob_", "probability_", "p_", "score_")  # of a column named after a class
 SUM = 1e-3  # how far probabilities of a row may be from 1 in sum
 SMALLEST = 1e-12  # probability that is told from 0
@@ -59,7 +61,7 @@ def submit(study: Study, name: str, file: str | Path, form: Form | None = None) 
     name
         What the model is called in tables and file names.
     file
-        CSV, TSV, JSON (columns, or records) or parquet.
+        CSV, TSV, Excel, JSON (columns, or records) or parquet.
 
     Returns
     -------
@@ -102,6 +104,7 @@ def submit(study: Study, name: str, file: str | Path, form: Form | None = None) 
 
 def _open(study: Study, places: list[tuple[str, Path | None]]) -> tuple[list[Cohort], list[str]]:
     """Return the cohorts of the study, and where the label file alone is known: a line each."""
+    loading.sources(study)
     opened, lines = [], []
     for spec, place in zip(study.cohorts, places, strict=True):
         try:
@@ -115,21 +118,21 @@ def _open(study: Study, places: list[tuple[str, Path | None]]) -> tuple[list[Coh
 
 
 def read(file: Path) -> pd.DataFrame:
-    """Return a table as it is, cells of text where the file has no types; InputError if it is none."""
-    readers = {
-        ".csv": lambda: pd.read_csv(
-            file, sep=None, engine="python", dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        ),
-        ".tsv": lambda: pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig"),
-        ".json": lambda: pd.DataFrame(json.loads(file.read_bytes())),
-        ".parquet": lambda: pd.read_parquet(file),
-    }
+    """Return a table as it is, cells of text where the file has no types; InputError if it is none.
+
+    Of a text the separator is the one that its first line has most of.
+    """
+    kind = file.suffix.lower()
     if not file.is_file():
         raise MissingError(f"expected a table of answers at {file}, found nothing")
-    if file.suffix.lower() not in readers:
-        raise InputError(f"{file}: expected a file {', '.join(readers)}, found {file.suffix or 'no suffix'}")
+    if kind not in KNOWN:
+        raise InputError(f"{file}: expected a file {', '.join(KNOWN)}, found {file.suffix or 'no suffix'}")
+    if kind not in (".json", *PARQUET):
+        first = "" if kind in EXCEL else decoded(file, "utf-8").partition("\n")[0]
+        raw = open_table(file, [max(SEPARATORS, key=first.count)])
+        return raw.frame(raw.header).reset_index(drop=True)
     try:
-        table = readers[file.suffix.lower()]()
+        table = pd.DataFrame(json.loads(file.read_bytes())) if kind == ".json" else pd.read_parquet(file)
     except Exception as error:  # a foreign file can raise anything
         raise InputError(f"{file}: not a table of answers ({error!r:.200})") from None
     if table.empty:
@@ -151,9 +154,9 @@ def join(
     known = pd.concat([one.frame.assign(cohort=one.name) for one in opened]).set_index("image_id")
     known = known.assign(y_true=task.codes(known[task.label]))
     fold = pd.to_numeric(table[form.fold], errors="coerce") if form.fold else pd.Series(-1, table.index)
-    if fold.isna().any():
+    if form.fold and (odd := ~((fold >= 0) & (fold % 1 == 0))).any():
         raise InputError(
-            f"{file}: expected fold numbers in {form.fold!r}, found {table[form.fold][fold.isna()].iat[0]!r}"
+            f"{file}: expected fold numbers from 0 in {form.fold!r}, found {table[form.fold][odd].iat[0]!r}"
         )
     ours = known[["cohort", "y_true"]].reindex(image_id).set_axis(table.index)
     found = pd.concat([image_id.rename("image_id"), ours, fold.astype(int).rename("fold"), said], axis=1)
@@ -311,14 +314,14 @@ def _test_rows(
 
 
 def _scored(task: Task, table: pd.DataFrame, frames: dict[int, pd.DataFrame]) -> list[str]:
-    """Return what the answers score: on all that joined, whoever was trained on it, and on the test rows."""
-    every = pd.concat(frames.values()).drop_duplicates("image_id")
-    names = dict.fromkeys(table["cohort"])
-    lines = []
-    for name in names:
-        for what, rows in (("all that joined", table[table["fold"] <= 0]), ("test part", every)):
-            mine = rows[rows["cohort"] == name]
-            y, said = mine["y_true"].to_numpy(), predictions.outputs(mine, task)
-            score = metrics.scores(y, said, sorted(set(y.tolist())), ranked=False)["macro F1"]
-            lines.append(f"{name}, {what}: macro F1 {score:.4f} over the classes there, {len(mine):,} images")
+    """Return what the answers score: on all that joined, whoever was trained on it (one model alone), and on the test rows."""
+    lines, parts = [], [("test part, mean over the folds", list(frames.values()))]
+    if (table["fold"] == -1).all():
+        parts = [("all that joined", [table]), *parts]
+    for name in dict.fromkeys(table["cohort"]):
+        for what, frames_of in parts:
+            mine = [rows[rows["cohort"] == name] for rows in frames_of]
+            found = [metrics.scores(y := rows["y_true"].to_numpy(), predictions.outputs(rows, task), np.unique(y).tolist(), ranked=False) for rows in mine]  # fmt: skip
+            score, images = np.mean([one["macro F1"] for one in found]), len(pd.concat(mine)["image_id"].unique())
+            lines.append(f"{name}, {what}: macro F1 {score:.4f} over the classes there, {images:,} images")
     return lines

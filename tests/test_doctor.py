@@ -153,7 +153,7 @@ def test_an_unknown_cohort_and_a_study_without_a_cohort_to_train_on(study):
     findings = doctor.examine(study(cohorts=[{"name": "spian"}]))
     assert "unknown cohort 'spian'" in found(findings, "cohorts", "spian").detail
     africa = examined(study(cohorts=[{"name": "phantom-africa"}]), "cohorts", "phantom-africa")
-    says(africa, "fail", "population 'spain' to train on, found 0")
+    says(africa, "fail", "one cohort of the population 'spain' to train on, found africa; or write")
 
 
 @pytest.mark.parametrize("place", [-14, -200])  # the checksum of the pixels, unseen by decoding; the pixels

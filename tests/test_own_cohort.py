@@ -1,6 +1,7 @@
 """Cohorts of one's own in a study: none is left out, any may train, and each is scored on what it has."""
 
 import csv
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fpbench import load_study, loading, make_splits, predictions, prove_disjoint
 from fpbench.analysis import claims, scoring, shift, statistics
+from fpbench.doctor import examine
 from fpbench.errors import InputError
 from fpbench.reporting import tables
 from fpbench.training.bench import open_bench
@@ -105,13 +107,16 @@ def test_what_a_study_asks_of_its_cohorts_is_held(small, tmp_path, study):
     again = hospital(small["africa"], tmp_path / "b", "Egypt", population="africa")
     for more, files, says in (
         ("", (again,), "several of africa: describe them as one"),
-        ("tests: {uganda: [brain]}\n", (ghana,), r"tests of \['uganda'\]: expected populations of its cohorts"),
-        ("train: uganda\n", (ghana,), "trains on the population 'uganda': expected one such cohort, found spain, africa, ghana"),
+        ("tests: {uganda: [brain]}\n", (ghana,), "tests of uganda: expected populations of its cohorts"),
+        ("train: uganda\n", (ghana,), "one cohort of the population 'uganda' to train on, found spain, africa, ghana; or write `train"),
         ("task: {name: q, label: quality, classes: [good, bad]}\ntrain: spain\n", (ghana,), "spain has no column 'quality'"),
         ("task: brain_planes\n", (ghana,), "africa: expected images of trans-thalamic.*found none: leave it out"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             loading.load_cohorts(study(*files, more=more))
+        if "label" not in more and "brain" not in more:  # what is known before a picture is opened, the doctor says too
+            found = [one for one in examine(study(*files, more=more)) if one.room == "cohorts"]
+            assert any(one.state == "fail" and re.search(says, one.detail) for one in found)
     for more, says in (
         ("task: {name: planes, label: plane, classes: [a, b]}\n", "there is a task 'planes' already"),
         ("task: {name: q, label: plane, classes: [a]}\n", "two different classes or more"),

@@ -12,7 +12,7 @@ from fpbench.analysis import scoring, statistics
 from fpbench.cli import app
 from fpbench.errors import InputError, MissingError
 from fpbench.reporting import tables
-from fpbench.submissions import Form, submit
+from fpbench.submissions import Form, read, submit
 
 STUDY = """
 name: mine
@@ -174,7 +174,7 @@ def test_what_does_not_join_is_told_and_what_is_not_answered_is_refused(study, t
         (lambda t: t.assign(image_id="x"), Form(image="image_id", answer="said"), "no row is of a picture of the study"),
         (lambda t: t.assign(said="Kopf"), Form(image="image_id", answer="said"), "no answer is a class of the task"),
         (lambda t: t.assign(plane=np.roll(t["plane"], 1)), Form(image="image_id", answer="said", label="plane"), "labels are not ours"),
-        (lambda t: t.head(0), Form(image="image_id", answer="said"), "expected rows, found none"),
+        (lambda t: t.head(0), Form(image="image_id", answer="said"), "found no such rows"),
         (lambda t: t, Form(answer="said", in_order=True), "name one of spain, africa"),
         (lambda t: t, Form(answer="said", in_order=True, cohort="spain"), "expected 144 rows, those of FETAL"),
     ],
@@ -281,3 +281,25 @@ def test_the_stored_answers_of_fetalclip_score_what_its_authors_print(shared, tm
         )
         table = statistics.intervals(statistics.bootstrap(sample, ["macro F1"]), ["percentile"])
         assert tuple(f"{end:.3f}" for end in table[["low", "high"]].iloc[0]) == ends
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_text_is_read_whatever_separates_it_and_a_single_column_too(study, small, tmp_path, separator):
+    plan = study()
+    table = answers(plan)[["image_id", "said"]]
+    table.to_csv(tmp_path / "theirs.txt", index=False, sep=separator, encoding="utf-8-sig")
+    assert read(tmp_path / "theirs.txt")["said"].tolist() == table["said"].tolist()
+    table[["said"]].to_csv(
+        tmp_path / "one.csv", index=False
+    )  # no separator to be guessed: once refused, or cut at a letter
+    assert read(tmp_path / "one.csv")["said"].tolist() == table["said"].tolist()
+
+
+@pytest.mark.parametrize("odd", [0.5, -1, "x"])
+def test_a_fold_is_a_whole_number_from_0(study, tmp_path, odd):
+    plan = study()
+    table = answers(plan).assign(k=0)
+    table["k"] = table["k"].astype(object).where(np.arange(len(table)) != 3, odd)
+    table.to_csv(tmp_path / "theirs.csv", index=False)
+    with pytest.raises(InputError, match=f"expected fold numbers from 0 in 'k', found '{odd}'"):
+        submit(plan, "theirs", tmp_path / "theirs.csv", Form(image="image_id", answer="said", fold="k"))
