@@ -42,11 +42,11 @@ def test_each_image_passes_the_encoder_once_and_a_second_run_not_at_all(small_st
     )
     study = load_study(small_study).begin()
     bench = bench_of(study)
-    assert sum(seen) == 144 + 54 + 1  # not times the number of folds; and the fingerprint's one
+    assert sum(seen) == 144 + 54 + 3  # not times the number of folds; and the fingerprint's: one alone, two in a batch
     for probe in study.probes:
         probing.run_probe(bench, probe)
     again = bench_of(study)
-    assert sum(seen) == 144 + 54 + 2
+    assert sum(seen) == 144 + 54 + 6
     assert again.key == bench.key
     fitted = []
     monkeypatch.setattr(logistic, "fit", lambda bench, folds: fitted.append(folds) or [])
