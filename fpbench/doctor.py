@@ -26,7 +26,7 @@ from fpbench.cohorts.source import Source
 from fpbench.encoders import catalogue, fetch
 from fpbench.errors import InputError
 from fpbench.extras import EXTRAS
-from fpbench.files import artifacts, machine, paths
+from fpbench.files import artifacts, machine, paths, sharing
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 NAMED = ("fpbench", "python", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "scikit-learn")
@@ -225,9 +225,15 @@ def _writing(study: Study, what: str) -> tuple[str, str]:
     try:
         tempfile.TemporaryFile(dir=_nearest(folder)).close()
     except OSError as error:
+        other = what == "cache" and folder != paths.results() / "cache" and folder.is_dir()
         drawn = any(one.name in SOURCES and one.prepare for _, one in _sources(study))
-        needed = ("results", "cache", "data" if drawn else "")
-        return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}"
+        needed = ("results", "" if other else "cache", "data" if drawn else "")
+        more = f": what is new goes to {paths.results() / 'cache'}" if other else ""
+        return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}{more}"
+    if what != "results" and (bad := sharing.closed(folder, what == "cache")):
+        whose, few = ", ".join(sorted({sharing.owner(path) for path in bad})), f"{len(bad):,} files or folders"
+        way = f"{'what is wanted of them is made again. ' * (what == 'cache')}Ask there for `chmod -R g+rwX {folder}`"
+        return "warn", f"{folder}: {few} of {whose} are closed to you, the first is {bad[0]}: {way}"
     return "ok", str(folder)
 
 

@@ -22,10 +22,10 @@ def note(**facts: object) -> None:
     """Write facts into the file of this job, beside those that are there, if it has one."""
     path = Path(os.environ.get(FILE) or os.devnull)
     with suppress(OSError, ValueError):
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if known or "pid" in facts:  # the job itself begins the file, and removes it
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({**known, **facts, "updated": time.time()}))
+            temporary.write_text(json.dumps({**known, **facts, "updated": time.time()}), encoding="utf-8")
             temporary.replace(path)
 
 

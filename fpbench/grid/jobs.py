@@ -73,7 +73,7 @@ class Job:
     def running(self) -> dict:
         """Return what its process last wrote, if it has one; ``alive`` is None where only another host knows."""
         with suppress(OSError, ValueError):
-            told = json.loads(self.path("progress").read_text())
+            told = json.loads(self.path("progress").read_text(encoding="utf-8"))
             return told | {"alive": _lives(told["pid"]) if told["host"] == socket.gethostname() else None}
         return {}
 
@@ -108,7 +108,7 @@ def changes(old: dict, new: dict) -> list[str]:
 def rows() -> list[dict]:
     """Return the kinds of jobs, in order: the rows of ``grid.yaml``, each with all its fields."""
     absent: dict = {"priority": 0, "passes": 0, "code": []}
-    return [absent | row for row in yaml.safe_load(Path(__file__).with_name("grid.yaml").read_text())]
+    return [absent | row for row in yaml.safe_load(Path(__file__).with_name("grid.yaml").read_text(encoding="utf-8"))]
 
 
 def call(row: dict, folder: Path, study: str, wildcards: dict[str, str]) -> list[str]:
@@ -159,7 +159,7 @@ def _sources(notebook: str) -> dict[str, str]:
     """Return a digest of the cells of a notebook, whatever their outputs."""
     if not (path := paths.home() / "notebooks" / f"{notebook}.ipynb").is_file():
         return {}
-    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     return {f"notebook {notebook}": artifacts.digest(cells)}
 
 

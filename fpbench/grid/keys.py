@@ -20,7 +20,7 @@ def key_parts(study: Study) -> dict[str, dict]:
     task = study.the_task
     loaded: dict[str, dict[str, str]] = {"cohort": {}, "encoder": {}, "probe": {}}  # extensions, by what they register
     for file in study.extensions:
-        text = paths.expand(file).read_text()
+        text = paths.expand(file).read_text(encoding="utf-8")
         for kind in [kind for kind in loaded if f"register_{kind}" in text] or loaded:
             loaded[kind][f"file {file}"] = artifacts.digest(text)
     cohorts = {

@@ -1,6 +1,5 @@
 """The run of a study: the jobs that are not current, through Snakemake, and what is said at the end."""
 
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import psutil
 
 from fpbench import cohorts, images, loading, results
 from fpbench.errors import InputError
-from fpbench.files import artifacts, machine, paths, records
+from fpbench.files import artifacts, machine, paths, records, sharing
 from fpbench.grid import forkserver, notebooks
 from fpbench.grid.costs import bill
 from fpbench.grid.jobs import Job, announce, jobs, stale
@@ -29,17 +28,13 @@ USUAL = 6e9  # bytes that a job may need, where nobody said how many run at once
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
-    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
-        yield handle.fileno()
+def alone(folder: Path) -> Iterator[int | None]:
+    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed, if there are locks."""
+    waiting = f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it"
+    with sharing.hold(folder / LOCK, waiting=waiting) as handle:
+        with suppress(PermissionError):  # of another user
+            os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
+        yield handle
 
 
 def run(
@@ -223,7 +218,7 @@ def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) 
             print(f"  its notebook: {job.path('notebooks', '.ipynb')}")
             print(f"  to try it again: fpbench run {asked}{f' --only {job.encoder}' * bool(job.encoder)}")
     if "06_benchmark" not in left:
-        print(f"\n{table.read_text()}\nTables, figures and executed notebooks: {study.folder}")
+        print(f"\n{table.read_text(encoding='utf-8')}\nTables, figures and executed notebooks: {study.folder}")
     if "report" not in left:
         print(f"Everything on one page: {study.folder / 'report.html'}")
     return int(bool(wanted & set(left)))

@@ -331,4 +331,5 @@ def embedding_map(points: pd.DataFrame, classes: Sequence[str], title: str) -> F
     return figure
 
 
+plt.rcdefaults()  # whatever the user's own settings are
 plt.style.use(Path(__file__).with_name("fpbench.mplstyle"))

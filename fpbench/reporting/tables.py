@@ -86,7 +86,7 @@ def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataF
     }
     for suffix, text in texts.items():
         with artifacts.atomic(folder / f"{name}.{suffix}") as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     artifacts.commit(folder / f"{name}.csv", {"caption": caption, "label": study.label, "stamp": stamp})
     return table
 

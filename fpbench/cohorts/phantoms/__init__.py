@@ -24,9 +24,10 @@ from fpbench.cohorts.phantoms.facts import CAUSES, KINDS
 from fpbench.cohorts.phantoms.layout import Entry, africa_entries, counts, spain_entries
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
-from fpbench.files.artifacts import lock
+from fpbench.files.artifacts import beside, lock
 from fpbench.files.machine import workers
 from fpbench.files.progress import Progress
+from fpbench.files.sharing import share_tree
 
 VERSION = 1  # raise it whenever a byte of the output changes
 
@@ -51,19 +52,20 @@ def ensure(
         Unknown kind or cause, or the folder holds something else.
     """
     root, (manifest, entries) = Path(root), _plan(kind, seed, patients, causes)
-    new, old = (root.with_name(f".{root.name}.{word}.tmp") for word in ("new", "old"))
     if _holds(root, manifest):  # without a lock: others may share the folder who cannot write there
         return manifest
-    with lock(root):  # renamed at the end: the folder is whole or absent, also after a kill
+    with lock(root), beside(root) as new, beside(root) as old:  # renamed at the end: whole or absent, also after a kill
         if _holds(root, manifest):
             return manifest
-        for left in (new, old):  # of a killed process: we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
         _write(new, manifest, entries)
-        if root.exists():
-            root.rename(old)
-        new.rename(root)
-        shutil.rmtree(old, ignore_errors=True)
+        share_tree(new)
+        try:
+            if root.exists():
+                root.rename(old)
+            new.rename(root)
+        except OSError:
+            if not _holds(root, manifest):  # else another process has drawn it, to whom the lock was granted too
+                raise
     return manifest
 
 
@@ -74,7 +76,7 @@ def is_drawn(root: Path, kind: str) -> bool:
 
 def planted(root: str | Path) -> list[tuple[str, str]]:
     """Return the pairs of byte-identical files of a phantom cohort: paths below ``root``, sorted within and among."""
-    return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text())["planted"]]
+    return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text(encoding="utf-8"))["planted"]]
 
 
 def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str] = CAUSES) -> tuple[dict, list[Entry]]:
