@@ -20,6 +20,7 @@ from PIL import Image
 from fpbench.encoders import catalogue
 from fpbench.encoders.catalogue import Entry
 from fpbench.errors import InputError
+from fpbench.files import transfer
 from fpbench.images import Geometry, to_array
 
 if TYPE_CHECKING:
@@ -239,9 +240,10 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
-            plan = import_module(f"fpbench.encoders.adapters.{family}").plan(
-                architecture, weights, pooling, options, ignore, prefix
-            )
+            fetches = (weights == "hub" or family == "hf") and not Path(architecture).exists()
+            with transfer.hub() if fetches else nullcontext():
+                adapter = import_module(f"fpbench.encoders.adapters.{family}")
+                plan = adapter.plan(architecture, weights, pooling, options, ignore, prefix)
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)

@@ -6,7 +6,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,7 @@ def persist(action: Callable[..., Any], url: str, **options: Any) -> Any:
 
 def explain(error: BaseException) -> str:
     """Return what stands in the way to a server, and what to do, if an error of requests or httpx says so; else an empty text."""
-    chain_of = [error]
-    for one in chain_of:  # which grows
-        inner = (getattr(one, "reason", None), one.__cause__, one.__context__, *one.args)
-        chain_of += [more for more in inner if isinstance(more, BaseException) and more not in chain_of]
+    chain_of = _causes(error)
     text = " ".join(str(chain_of[-1]).split())[-200:]
     kinds = {kind.__name__ for one in chain_of for kind in type(one).__mro__}
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
@@ -93,11 +91,55 @@ def explain(error: BaseException) -> str:
     if "SSLCertVerificationError" in kinds or "CERTIFICATE_VERIFY_FAILED" in str(error):
         way = "does a proxy look into the traffic? Ask who runs it for the certificate of its authority"
         return f"{UNTRUSTED} ({text}): {way}, and name that file in {' or '.join(paths.BUNDLES)} (now {named or 'not set'})"
-    if kinds & {"ProxyError"}:
+    if "ProxyError" in kinds:
         return f"the proxy does not let us through ({text}): correct HTTPS_PROXY, or list the server in NO_PROXY"
     if kinds & {"NewConnectionError", "ConnectTimeoutError", "ConnectError", "ConnectTimeout"}:
         return f"no way to the server ({text}): is a firewall between? Set HTTPS_PROXY if there is a proxy"
-    return ""
+    return "the hub has no such file in its cache, and was not asked" if "LocalEntryNotFoundError" in kinds else ""
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and all that led to it, the first cause last."""
+    found = [error]
+    for one in found:  # which grows
+        inner = (getattr(one, "reason", None), one.__cause__, one.__context__, *one.args)
+        found += [more for more in inner if isinstance(more, BaseException) and more not in found]
+    return found
+
+
+@contextmanager
+def hub() -> Iterator[None]:
+    """Let a library fetch from the hub; where there is no way to it, take what is in its cache, or say at once what stands in the way.
+
+    Left alone, huggingface_hub tries for half a minute per file.
+
+    Raises
+    ------
+    InputError
+        There is no way, and the library found that a file is missing.
+    """
+    from huggingface_hub import constants
+
+    told = ""
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, headers=HEADERS, timeout=TIMEOUT)
+        except OSError as error:  # as those of requests are; what a server answers is the library's affair
+            told = explain(error)
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE or bool(told)
+    try:
+        yield
+    except Exception as error:
+        if told and any(
+            explain(one) or isinstance(one, OSError) for one in _causes(error)
+        ):  # transformers names no cause
+            what = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(
+                f"{constants.ENDPOINT}: {told}. Only what was fetched before can be had now: {what}"
+            ) from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _wait(seconds: float, words: str) -> None:
