@@ -29,6 +29,11 @@ def note(**facts: object) -> None:
             temporary.replace(path)
 
 
+def wait(title: str) -> None:
+    """Say that a step waits for its turn, or begins."""
+    note(title=f"waiting or beginning: {title}", stage="", total=None, done=0, unit="image", rate=0.0)
+
+
 class Progress(tqdm):
     """A bar that shows itself on terminals only and is noted; ``stage`` says more than its title."""
 
