@@ -9,7 +9,7 @@ from fpbench import cohorts, encoders, images, results
 from fpbench.cohorts import Cohort
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
-from fpbench.files import paths
+from fpbench.files import paths, progress
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def load_encoder(study: Study, name: str) -> "Encoder":
     """Return an encoder of the study, on its device; holds torch to the study's threads."""
     import torch
 
+    progress.begin(f"loading {name}")
     torch.set_num_threads(study.threads)
     spec = study.encoder_spec(name)
     settings = {key: value for key in ("mean", "std", "pooling", "prefix", "options") if (value := getattr(spec, key))}

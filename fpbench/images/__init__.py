@@ -76,7 +76,7 @@ def scan(files: Sequence[Path], bits: int = 0, small: Geometry | None = None) ->
     key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
     path = paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet"
     if not artifacts.whole(path):
-        progress.wait("looking at pictures")
+        progress.begin("looking at pictures, or waiting for a job that does")
         with artifacts.lock(path):
             if not artifacts.whole(path):
                 _scan(path, files, sums, bits, small)
@@ -177,9 +177,10 @@ def cached_images(
     if len(bad := looked.index[looked["error"] != ""]):
         raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
     asked, *others = (_array(looked, one) for one in dict.fromkeys([geometry, *also]))
+    progress.begin(f"checking pictures in {geometry.describe()}")
     if (array := asked.open()) is not None:
         return array
-    progress.wait("decoding")
+    progress.begin("decoding pictures, or waiting for a job that does")
     with artifacts.lock(asked.path.with_name(asked.key["pixels"][:32])):  # one pass at a time over the same pictures
         if (array := asked.open()) is None:
             filling.fill([asked, *(other for other in others if other.open() is None)], files, bits)

@@ -174,9 +174,11 @@ def _decode(arrays: Sequence[Array], files: Sequence[Path], bits: int) -> None:
 
 
 def _nobodys(part: Path) -> bool:
-    """Return whether the process that made a file is gone."""
+    """Return whether a file is there to be taken over: the process that made it is gone, and we may write to it."""
     *host, owner, _, _ = part.name.split(".")[2:]
     try:
+        if not os.access(part, os.W_OK):  # another user's
+            return False
         if owner == FREE or time.time() - part.stat().st_mtime > QUIET:
             return True
         if ".".join(host) == socket.gethostname():
