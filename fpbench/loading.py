@@ -1,13 +1,15 @@
 """What a study names, opened: its cohorts, its encoders on their device."""
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpbench import cohorts
+from fpbench import cohorts, encoders, images, results
 from fpbench.cohorts import Cohort
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
-from fpbench.files import paths
+from fpbench.files import paths, progress
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
-    """Return the cohort that trains, and the external ones that test: all others.
+    """Return the cohort that trains, and the external ones that test: all others; each knows the ``geometries`` of the study.
 
     Raises
     ------
@@ -26,8 +28,24 @@ def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
     sources(study)
     loaded = [cohorts.load_cohort(*where(study, spec), spec.missing) for spec in study.cohorts]
     check(study, loaded)
+    loaded = [replace(cohort, geometries=geometries(study)) for cohort in loaded]
     home = next(cohort for cohort in loaded if cohort.source.population == task.train)
     return home, tuple(cohort for cohort in loaded if cohort is not home)
+
+
+def geometries(study: Study) -> tuple[images.Geometry, ...]:
+    """Return what the jobs of a study make of every picture, as far as no model must be built to know it (``encoders.declared``).
+
+    The first job that decodes makes all of it. An encoder whose weights file is not there, or which failed in the last run, asks for
+    nothing; one of timm, open_clip or transformers whose geometry the study does not declare in full has a pass of its own.
+    """
+    found = [images.BORDERS]  # of notebook 08
+    for spec in results.present(study):
+        with suppress(InputError, OSError):  # the matter of its own jobs
+            file = weights_file(spec)
+            if (file is None or file.is_file()) and (one := encoders.declared(spec.model, spec.pooling, spec.geometry)):
+                found.append(one)
+    return tuple(dict.fromkeys(found))
 
 
 def check(study: Study, loaded: list[Cohort]) -> None:
@@ -48,8 +66,7 @@ def load_encoder(study: Study, name: str) -> "Encoder":
     """Return an encoder of the study, on its device; holds torch to the study's threads."""
     import torch
 
-    from fpbench import encoders
-
+    progress.begin(f"loading {name}")
     torch.set_num_threads(study.threads)
     spec = study.encoder_spec(name)
     settings = {key: value for key in ("mean", "std", "pooling", "prefix", "options") if (value := getattr(spec, key))}
@@ -115,6 +132,15 @@ def hold(study: Study, known: list[Source]) -> None:
 def root(study: Study, spec: CohortSpec) -> Path:
     """Return the folder of a cohort that the study names."""
     return paths.expand(spec.root) if spec.root else paths.data() / spec.name
+
+
+def weights_file(spec: EncoderSpec) -> Path | None:
+    """Return where the weights file of an encoder lies or shall lie, unopened; None where there is none."""
+    if spec.weights == "hub" and ":" not in spec.model:
+        from fpbench.encoders.fetch import path_of
+
+        return path_of(spec.model)
+    return None if spec.weights in ("hub", "random") else paths.expand(spec.weights)
 
 
 def weights(study: Study, spec: EncoderSpec) -> str:

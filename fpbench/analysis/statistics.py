@@ -298,7 +298,8 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
 
 def of_all(tell: Callable[..., pd.DataFrame], boots: Sequence[Bootstrap], **options: Any) -> pd.DataFrame:
     """Return the rows of ``intervals``, ``differences`` or ``ranking`` (``tell``) of several bootstraps."""
-    return pd.concat([tell(boot, **options) for boot in boots], ignore_index=True)
+    told = Progress(boots, total=len(boots), desc=getattr(tell, "__name__", "views"), unit="view")
+    return pd.concat([tell(boot, **options) for boot in told], ignore_index=True)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

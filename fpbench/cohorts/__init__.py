@@ -52,6 +52,7 @@ class Cohort:
     source: Source
     frame: pd.DataFrame  # one row per image: COLUMNS, further ones of the source, those of images.SCAN; index 0..N-1
     absent: int = 0  # images of the label file whose files are not there
+    geometries: tuple[images.Geometry, ...] = ()  # that will be wanted of all its pictures: made in one pass
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -77,7 +78,9 @@ class Cohort:
 
     def array(self, geometry: images.Geometry) -> np.ndarray:
         """Return all pictures in one geometry (see ``images.cached_images``), in the order of ``frame``."""
-        return images.cached_images(self.frame["path"].tolist(), self.frame, geometry, self.source.bits)
+        return images.cached_images(
+            self.frame["path"].tolist(), self.frame, geometry, self.source.bits, self.geometries
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""
@@ -85,8 +88,8 @@ class Cohort:
         return artifacts.digest([*known, *([c, self.frame[c].astype(str).tolist()] for c in self.source.further)])
 
     def select(self, rows: Iterable) -> "Cohort":
-        """Return the cohort without the rows where the mask is false. Groups stay as they are."""
-        return replace(self, frame=self.frame[np.asarray(rows, bool)].reset_index(drop=True))
+        """Return the cohort without the rows where the mask is false. Groups stay as they are; no geometries are wanted of it."""
+        return replace(self, frame=self.frame[np.asarray(rows, bool)].reset_index(drop=True), geometries=())
 
     def pictures(self, count: int, seed: int = 0) -> list[np.ndarray]:
         """Return some pictures, drawn at random, each of another patient."""
@@ -143,7 +146,7 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     """
     source, folder, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
-    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits)], axis=1)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits, images.THUMBNAIL)], axis=1)
     if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
         first = ": ".join(bad.iloc[0])
         raise InputError(f"{len(bad)} unreadable pictures in {folder}, the first is {first}")

@@ -294,6 +294,18 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
     return replace(own, **{**crop, **(given or {})})
 
 
+def declared(model: str, pooling: str, given: dict) -> Geometry | None:
+    """Return the geometry of a model as far as it is known without building it; None where its library alone knows it.
+
+    That of the catalogue, miniatures and ``register_encoder`` is a fact of the entry. A model ``family:architecture`` says its own only
+    when it is built, but for what is given: kind, size and interpolation are all of it (and the crop, where the kind crops).
+    """
+    if model.partition(":")[0] not in FAMILIES:
+        return settle(model, pooling, given)[3]
+    whole = {"kind", "size", "interpolation", *(["crop"] if given.get("kind") == "resize_crop" else [])} <= {*given}
+    return geometry_of(Geometry("squash", 8), given) if whole else None
+
+
 def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str, prefix: str) -> Weights:
     """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
     from fpbench.encoders.checkpoint import fill, opened, tensors_sha256

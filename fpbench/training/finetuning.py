@@ -352,12 +352,14 @@ class Plan:
         return [Plan(self.rows[cut], self.changes[cut], self.coins[cut]) for cut in cuts]
 
 
-def predict(model: Classifier, pictures: Pictures, rows: np.ndarray) -> np.ndarray:
-    """Return logits (n, K) float32 of some rows."""
+def predict(model: Classifier, pictures: Pictures, rows: np.ndarray, title: str = "") -> np.ndarray:
+    """Return logits (n, K) float32 of some rows; with a ``title`` it says how far it is."""
     model.eval()
     parts = [rows[start : start + model.micro] for start in range(0, len(rows), model.micro)]
     with torch.inference_mode(), model.encoder.autocast(model.bf16):
-        found = [model(model.encoder.normalise(batch)).float().cpu() for batch in pictures.batches(parts)]
+        batches = pictures.batches(parts)
+        told = Progress(batches, total=len(parts), desc=title, unit="batch") if title else batches
+        found = [model(model.encoder.normalise(batch)).float().cpu() for batch in told]
     return torch.cat(found).numpy()
 
 

@@ -8,8 +8,10 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -54,13 +56,20 @@ def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[P
         except (finetuning.Diverged, torch.OutOfMemoryError) as error:
             failed[fold.number] = str(error)
             continue
-        answers = lambda cohort, rows, model=model: finetuning.predict(model, pictures[cohort.name], rows)  # noqa: E731
+        title = f"{bench.encoder}, {mode}, fold {fold.number}: answers"
+        answers = partial(_answer, model, pictures, title=title)
         about = {"key": key, "chosen": chosen, "seconds": time.perf_counter() - started}
         write(bench, path, answered(bench, mode, fold, answers), about)
     if failed:
         why = "\n".join(f"fold {number}: {reason}" for number, reason in failed.items())
         raise InputError(f"{bench.encoder}, {mode}: {len(failed)} of {len(files)} folds failed:\n{why}")
     return files
+
+
+def _answer(
+    model: Classifier, pictures: dict[str, Pictures], cohort: Cohort, rows: np.ndarray, title: str
+) -> np.ndarray:
+    return finetuning.predict(model, pictures[cohort.name], rows, title)
 
 
 def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Classifier, dict]":
