@@ -74,7 +74,7 @@ def scan(files: Sequence[Path], bits: int = 0, small: Geometry | None = None) ->
     raster.check_bits(bits)
     sums = _sums(files)
     key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
-    path = paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet"
+    path = artifacts.place(paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet")
     if not artifacts.whole(path):
         progress.begin("looking at pictures, or waiting for a job that does")
         with artifacts.lock(path):

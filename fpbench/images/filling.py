@@ -34,8 +34,8 @@ class Array:
     """Pictures in one geometry, uint8: where they lie, and how they get there."""
 
     def __init__(self, folder: Path, key: dict, geometry: Geometry, shape: tuple[int, ...]) -> None:
-        self.path = folder / f"{artifacts.digest(key)[:32]}.npy"
-        self.rows = folder / f".{self.path.stem}.rows.json"
+        self.path = artifacts.place(folder / f"{artifacts.digest(key)[:32]}.npy")
+        self.rows = self.path.with_name(f".{self.path.stem}.rows.json")
         self.key, self.geometry, self.shape = key, geometry, shape
         self.sums = [""] * shape[0]  # SHA-256 of the rows that are whole
         self.failed = False
