@@ -6,16 +6,21 @@ import time
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 from filelock import FileLock, Timeout
 
+from fpbench.files import machine
+
 
 def devices() -> list[str]:
-    """Return the GPUs to share out here: ``FPBENCH_GPUS``, else all that are visible if several are; none under Slurm, which does it."""
-    visible = ",".join(str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
-    named = os.environ.get("FPBENCH_GPUS")
-    names = [name for name in (named or os.environ.get("CUDA_VISIBLE_DEVICES", visible)).split(",") if name]
-    return names if (named or len(names) > 1) and "SLURM_JOB_ID" not in os.environ else []
+    """Return the GPUs to share out here: ``FPBENCH_GPUS``, else all that are visible if several are; under Slurm, those of its job."""
+    if named := machine.named_gpus():
+        return named
+    cards = [] if "SLURM_JOB_ID" in os.environ else Path("/dev").glob("nvidia[0-9]*")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(number) for number, _ in enumerate(cards)))
+    names = [name for name in visible.split(",") if name]
+    return names if len(names) > 1 else []
 
 
 def lease(stack: ExitStack, names: list[str], log: Path, title: str) -> None:
@@ -27,12 +32,13 @@ def lease(stack: ExitStack, names: list[str], log: Path, title: str) -> None:
     folder = Path(tempfile.gettempdir()) / f"fpbench-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     seats = range(int(os.environ.get("FPBENCH_GPUS_SHARE", 1)))
-    locks = [(name, FileLock(folder / f"gpu-{name}.{seat}.lock")) for seat in seats for name in names]
+    job = "" if machine.named_gpus() else os.environ.get("SLURM_JOB_ID", "")  # it may count those of every job from 0
+    files = {name: f"gpu-{job}-{name.replace('/', '-')}" for name in names}  # MIG-GPU-.../1/0
+    locks = [(name, FileLock(folder / f"{files[name]}.{seat}.lock")) for seat in seats for name in names]
     while (mine := next((pair for pair in locks if _take(pair[1])), None)) is None:
         time.sleep(0.5)
-    # a second notebook of this process finds the names, though it sees one device
-    os.environ.update(CUDA_VISIBLE_DEVICES=mine[0], FPBENCH_GPUS=",".join(names))
     stack.callback(mine[1].release)
+    stack.enter_context(patch.dict(os.environ, machine.visible([mine[0]]), FPBENCH_GPUS=mine[0]))  # of the kernel too
     words = f"device {mine[0]} (pid {os.getpid()}, {title})"
     _note(log, f"leased {words}")
     stack.callback(_note, log, f"returned {words}")
