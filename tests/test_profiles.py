@@ -133,6 +133,10 @@ def test_a_holder_sees_its_device_alone_numbered_as_nvidia_smi_does_and_all_come
     with ExitStack() as stack:
         gpus.lease(stack, ["a"], four, "second")
         assert seen()["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"  # who says it, means it
+    monkeypatch.delenv("FPBENCH_GPUS")
+    with ExitStack() as stack:
+        gpus.lease(stack, ["a", "b"], four, "third")
+        assert seen()["FPBENCH_GPUS"] is None  # nobody named any: without CUDA, `auto` is the CPU as before
 
 
 def test_mig_instances_are_leased_by_their_names(four, monkeypatch):

@@ -32,13 +32,15 @@ def lease(stack: ExitStack, names: list[str], log: Path, title: str) -> None:
     folder = Path(tempfile.gettempdir()) / f"fpbench-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     seats = range(int(os.environ.get("FPBENCH_GPUS_SHARE", 1)))
-    job = "" if machine.named_gpus() else os.environ.get("SLURM_JOB_ID", "")  # it may count those of every job from 0
+    named = machine.named_gpus()
+    job = "" if named else os.environ.get("SLURM_JOB_ID", "")  # it may count those of every job from 0
     files = {name: f"gpu-{job}-{name.replace('/', '-')}" for name in names}  # MIG-GPU-.../1/0
     locks = [(name, FileLock(folder / f"{files[name]}.{seat}.lock")) for seat in seats for name in names]
     while (mine := next((pair for pair in locks if _take(pair[1])), None)) is None:
         time.sleep(0.5)
     stack.callback(mine[1].release)
-    stack.enter_context(patch.dict(os.environ, machine.visible([mine[0]]), FPBENCH_GPUS=mine[0]))  # of the kernel too
+    own = machine.visible([mine[0]]) | ({"FPBENCH_GPUS": mine[0]} if named else {})
+    stack.enter_context(patch.dict(os.environ, own))  # of the kernel too
     words = f"device {mine[0]} (pid {os.getpid()}, {title})"
     _note(log, f"leased {words}")
     stack.callback(_note, log, f"returned {words}")
