@@ -216,7 +216,7 @@ def _by_image(table: pd.DataFrame, opened: list[Cohort], form: Form, file: Path)
         for tail in _tails(image_id):
             tails.setdefault(tail, set()).add(image_id)
     found, several = [], 0
-    for cell in table[form.image].astype(str):
+    for cell in table[form.image].fillna("").astype(str):
         fits = next((tails[tail] for tail in _tails(cell) if tail in tails), set())
         several += len(fits) > 1
         found.append(next(iter(fits)) if len(fits) == 1 else None)
@@ -271,7 +271,7 @@ def _logits(table: pd.DataFrame, task: Task, form: Form, file: Path) -> pd.DataF
 
 
 def _check_labels(theirs: pd.Series, found: pd.DataFrame, task: Task, form: Form, file: Path) -> None:
-    words = theirs.astype(str).str.strip().map(lambda word: form.words.get(word, word))
+    words = theirs.fillna("").astype(str).str.strip().map(lambda word: form.words.get(word, word))
     there = found["y_true"].notna()
     codes = np.array(task.codes(words[there]))
     if len(wrong := np.flatnonzero(codes != found.loc[there, "y_true"].to_numpy(int))):

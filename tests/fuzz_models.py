@@ -1,5 +1,6 @@
 """For the fuzzer: what is named on the command line and in studies, weights as people have them, and configs of models."""
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,10 @@ SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_hea
 
 def read_parameter(path: Path) -> None:
     """What ``-p NAME=VALUE`` says, through papermill's cell: the same value arrives, and nothing else runs."""
+    from fpbench.grid import notebooks  # first: it spares papermill the import of a grammar
     from papermill.translators import PythonTranslator
 
+    assert notebooks.EVERY[0] == "papermill"
     value = plain_yaml(path.read_bytes().decode("utf-8", "replace"), "05_fine_tuning.ipynb: folds")
     cell = PythonTranslator.codify({"folds": value}, "Parameters")
     found: dict = {}
@@ -65,8 +68,9 @@ def read_named(path: Path) -> None:
         (file := top / name).parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             file.write_bytes(b"no") if name[0] in "ne" else Image.new("L", (9, 9), 7).save(file)
-    word = path.read_bytes().decode("utf-8", "replace")
-    found = export.find(word.replace("TOP", str(top)))
+    word = path.read_bytes().decode("utf-8", "replace").replace("..", ".").lstrip("/")  # the rest of the disk is not ours
+    with contextlib.chdir(top):
+        found = export.find(word.replace("TOP", str(top)))
     vectors = np.arange(2.0 * len(found.paths), dtype=np.float32).reshape(-1, 2)
     own = export.Pictures(found.name, found.image_ids, found.paths, lambda *_: vectors, found.notes)
     for suffix in export.FORMATS:
@@ -85,6 +89,7 @@ def _encoder():
 
 def named_reader() -> Reader:
     """Folders, files, frames, patterns, and any text."""
+    _encoder()
     piece = st.sampled_from(["TOP", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "no picture.png", "e.txt", "spain"])  # fmt: skip
     built = st.lists(piece, min_size=1, max_size=5).map("".join) | ODD | st.builds("TOP/{}".format, ODD)
     return Reader(".word", read_named, built.map(lambda one: one.encode("utf-8", "replace")))
