@@ -6,6 +6,7 @@ cohort are not there, its label file is enough: copies are not known then, and t
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def read(file: Path) -> pd.DataFrame:
     Of a text the separator is the one that its first line has most of.
     """
     kind = file.suffix.lower()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise MissingError(f"expected a table of answers at {file}, found nothing")
     if kind not in KNOWN:
         raise InputError(f"{file}: expected a file {', '.join(KNOWN)}, found {file.suffix or 'no suffix'}")

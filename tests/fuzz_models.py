@@ -25,10 +25,8 @@ SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_hea
 
 def read_parameter(path: Path) -> None:
     """What ``-p NAME=VALUE`` says, through papermill's cell: the same value arrives, and nothing else runs."""
-    from fpbench.grid import notebooks  # first: it spares papermill the import of a grammar
     from papermill.translators import PythonTranslator
 
-    assert notebooks.EVERY[0] == "papermill"
     value = plain_yaml(path.read_bytes().decode("utf-8", "replace"), "05_fine_tuning.ipynb: folds")
     cell = PythonTranslator.codify({"folds": value}, "Parameters")
     found: dict = {}
@@ -49,7 +47,10 @@ def _alike(found: object, value: object) -> bool:
 
 def parameter_reader() -> Reader:
     """YAML of any value, mutations, and soup."""
+    import papermill.translators  # noqa: F401  # before the clock runs
     import yaml
+
+    import fpbench.grid.notebooks  # noqa: F401  # it spares papermill the import of a grammar
 
     dumped = plain().map(lambda one: yaml.safe_dump(one, allow_unicode=True).encode("utf-8", "replace"))
     soup = st.lists(st.sampled_from(NASTY) | st.sampled_from([b"name", b"\n", b"  ", b"[1, 2]"]), max_size=8).map(b"".join)  # fmt: skip
@@ -64,13 +65,15 @@ def read_named(path: Path) -> None:
     from fpbench.training import export
 
     top = path.with_name("pictures")
-    for name in ("a.png", "b [1].png", "ü/c.png", ".hidden/d.png", "no picture.png", "e.txt"):
+    for name in ("a.png", "b [1].png", "ü/c.png", ".hidden/d.png", "e.txt", "../no/no picture.png"):
         (file := top / name).parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            file.write_bytes(b"no") if name[0] in "ne" else Image.new("L", (9, 9), 7).save(file)
-    word = path.read_bytes().decode("utf-8", "replace").replace("..", ".").lstrip("/")  # the rest of the disk is not ours
+            file.write_bytes(b"no") if name[:2] in ("..", "e.") else Image.new("L", (9, 9), 7).save(file)
+    word = (
+        path.read_bytes().decode("utf-8", "replace").replace("..", ".").lstrip("/")
+    )  # the rest of the disk is not ours
     with contextlib.chdir(top):
-        found = export.find(word.replace("TOP", str(top)))
+        found = export.find(word.replace("TOP", str(top)).replace("NO", str(top.with_name("no"))))
     vectors = np.arange(2.0 * len(found.paths), dtype=np.float32).reshape(-1, 2)
     own = export.Pictures(found.name, found.image_ids, found.paths, lambda *_: vectors, found.notes)
     for suffix in export.FORMATS:
@@ -89,8 +92,8 @@ def _encoder():
 
 def named_reader() -> Reader:
     """Folders, files, frames, patterns, and any text."""
-    _encoder()
-    piece = st.sampled_from(["TOP", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "no picture.png", "e.txt", "spain"])  # fmt: skip
+    _encoder().fingerprint  # noqa: B018  # once, before the clock runs
+    piece = st.sampled_from(["TOP", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "NO", "no picture.png", "e.txt", "spain"])  # fmt: skip
     built = st.lists(piece, min_size=1, max_size=5).map("".join) | ODD | st.builds("TOP/{}".format, ODD)
     return Reader(".word", read_named, built.map(lambda one: one.encode("utf-8", "replace")))
 
@@ -165,6 +168,8 @@ def read_config(path: Path) -> None:
 
 def config_reader() -> Reader:
     """Mutations of a config, one of its values replaced by any other, and any JSON."""
+    import open_clip  # noqa: F401  # before the clock runs
+
     whole = {"model_cfg": CONFIG, "preprocess_cfg": SAID}
     value = plain(st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.text(max_size=5) | st.just("squash"))  # fmt: skip
     more = ["quick_gelu", "timm_model_name", "hf_model_name", "custom_text", "multimodal_cfg", "text_cfg", "embed_dim"]

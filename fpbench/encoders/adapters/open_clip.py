@@ -6,6 +6,7 @@ same tensors. What no TAG says is assumed, and told. Slow under bfloat16 on a CP
 """
 
 import json
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
 
 def _config(file: str) -> dict:
     """Return what a config file says; InputError if it is none of open_clip's."""
-    if not (path := paths.expand(file)).is_file():
+    if not os.path.isfile(path := paths.expand(file)):
         raise MissingError(f"expected a config file of open_clip at {path}, found nothing: check the path in the study")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
