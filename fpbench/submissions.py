@@ -216,14 +216,14 @@ def _by_image(table: pd.DataFrame, opened: list[Cohort], form: Form, file: Path)
     for image_id in pd.concat([one.frame["image_id"] for one in opened]):
         for tail in _tails(image_id):
             tails.setdefault(tail, set()).add(image_id)
-    found, several = [], 0
-    for cell in table[form.image].fillna("").astype(str):
+    found, several, cells = [], 0, table[form.image].fillna("").astype(str)
+    for cell in cells:
         fits = next((tails[tail] for tail in _tails(cell) if tail in tails), set())
         several += len(fits) > 1
         found.append(next(iter(fits)) if len(fits) == 1 else None)
     image_id = pd.Series(found, table.index, dtype=object)
     lost, lines = (
-        table.loc[image_id.isna(), form.image],
+        cells[image_id.isna()],
         [f"joined by image: {image_id.notna().sum():,} of {len(table):,} rows"],
     )
     if len(lost) == len(table):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fuzz
+import fuzz_models
 import fuzz_tables
 import pandas as pd
 import pytest
@@ -301,6 +302,31 @@ def test_a_hostile_weights_file(tmp_path, name):
         checkpoint.read(tmp_path / name)
 
 
+CONFIGS = {
+    "no number": {"embed_dim": {}},
+    "no model of timm": {"vision_cfg": {"timm_model_name": "nobody", "image_size": 32}},
+    "no table": {"vision_cfg": [1]},
+    "heads that do not fit": {"vision_cfg": {"image_size": 32, "layers": 1, "width": 22, "patch_size": 16, "head_width": 7}},
+    "no means": {"preprocess_cfg": {"mean": "x", "std": None}},
+    "no facts": {"preprocess_cfg": [1]},
+    "no third mean": {"preprocess_cfg": {"mean": [0.5, 0.5], "std": [0.5, 0.5]}},
+    "a resize of its own": {"preprocess_cfg": {"resize_mode": "x"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_hostile_config_of_open_clip(tmp_path, kind):
+    from fpbench.encoders import load_encoder
+
+    said = dict(CONFIGS[kind])
+    facts = {"preprocess_cfg": said.pop("preprocess_cfg")} if "preprocess_cfg" in said else {}
+    (path := tmp_path / "config.json").write_text(json.dumps({"model_cfg": {**fuzz_models.CONFIG, **said}, **facts}))
+    with pytest.raises(
+        InputError, match=r"open_clip:.*config\.json: expected (a config that open_clip [\d.]+ can build|mean and std)"
+    ):
+        load_encoder(f"open_clip:{path}", "random")
+
+
 class Command:
     def __reduce__(self):
         return os.system, (f"touch {MARK}",)
@@ -389,7 +415,7 @@ def test_an_answer_that_names_no_picture_is_not_joined(tmp_path):
     form = submissions.Form(image="image", answer="answer", label="label")
     joined = submissions.join(submissions.read(path), [ours], fuzz.TASK, form, path)
     assert joined.table["image_id"].tolist() == ["kampala/a"]
-    assert joined.lines[:2] == ["joined by image: 1 of 2 rows", "not joined: 1 rows, the first is None"]
+    assert joined.lines[:2] == ["joined by image: 1 of 2 rows", "not joined: 1 rows, the first is ''"]
 
 
 @pytest.mark.parametrize(
