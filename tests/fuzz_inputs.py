@@ -21,6 +21,7 @@ class Reader:
     read: Callable[[Path], object]
     inputs: st.SearchStrategy  # of bytes, or of what `write` takes
     write: Callable[[Path, object], object] = lambda path, content: path.write_bytes(content)
+    refuses: int = 10  # of the few examples that the tests take, at least
 
 
 def mutated(*valid: bytes) -> st.SearchStrategy[bytes]:

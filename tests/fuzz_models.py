@@ -54,7 +54,7 @@ def parameter_reader() -> Reader:
 
     dumped = plain().map(lambda one: yaml.safe_dump(one, allow_unicode=True).encode("utf-8", "replace"))
     soup = st.lists(st.sampled_from(NASTY) | st.sampled_from([b"name", b"\n", b"  ", b"[1, 2]"]), max_size=8).map(b"".join)  # fmt: skip
-    return Reader(".value", read_parameter, mutated(b"[0, 1, 2]", b"{a: [x, 1.5]}", b"null") | dumped | soup)
+    return Reader(".value", read_parameter, mutated(b"[0, 1, 2]", b"{a: [x, 1.5]}", b"null") | dumped | soup, refuses=1)
 
 
 # ---- pictures that are named to be embedded ---------------------------------------------------------------------------

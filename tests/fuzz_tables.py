@@ -175,7 +175,7 @@ def words_reader() -> Reader:
     """Any text; words of ours with others around them."""
     known = [word for words in vocabulary.facts()["words"].values() for all in words.values() for word in all]
     word = st.text(max_size=30) | st.lists(st.sampled_from([*known, "-", "_", "/", "3", "#", ": "]), max_size=5).map("".join)  # fmt: skip
-    return Reader(".txt", read_words, st.lists(word, max_size=6).map(lambda one: "\0".join(one).encode("utf-8", "replace")))  # fmt: skip
+    return Reader(".txt", read_words, st.lists(word, max_size=6).map(lambda one: "\0".join(one).encode("utf-8", "replace")), refuses=0)  # fmt: skip
 
 
 # ---- answers of somebody else's model ---------------------------------------------------------------------------------
@@ -257,7 +257,9 @@ def hashes_reader() -> Reader:
 
     files = st.builds(changed, st.sampled_from([*frame, "x"]), value, st.sampled_from([0, 0, 0, 1]))
     dropped = st.sampled_from(list(frame)).map(lambda one: packed(frame.drop(columns=one), "parquet"))
-    return Reader(".parquet", read_hashes, mutated(packed(frame, "parquet")) | files | dropped | st.binary(max_size=60))
+    return Reader(
+        ".parquet", read_hashes, mutated(packed(frame, "parquet")) | files | dropped | st.binary(max_size=60), refuses=0
+    )
 
 
 READERS: dict[str, Callable[[], Reader]] = {

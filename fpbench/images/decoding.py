@@ -24,7 +24,7 @@ def split(path: Path) -> tuple[Path, int | None]:
     """Return the file that ``path`` names and the frame in it, None where none is named."""
     path = Path(path)
     if (found := NAMED.fullmatch(path.name)) and not os.path.isfile(path):
-        return path.with_name(found[1]), int(found[2])
+        return path.parent / found[1], int(found[2])
     return path, None
 
 

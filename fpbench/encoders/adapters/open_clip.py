@@ -80,8 +80,19 @@ def _plan(architecture: str, weights: str, pooling: str, options: dict) -> Plan:
         () if tag else _assumed({**({} if known_gelu else {"activation": "QuickGELU" if quick else "GELU"}), **unsaid})
     )
     dim = length(model.visual, size) if content else model_config["embed_dim"]  # of a foreign file it has to be tried
-    facts = (dim, geometry, *_scale(architecture, config), "projected")
-    return Plan(model.visual, (layout,), *facts, hub=hub, notes=notes, config={"config": content} if content else {})
+    mean, std = _scale(architecture, config)
+    return Plan(
+        model.visual,
+        (layout,),
+        dim,
+        geometry,
+        mean,
+        std,
+        "projected",
+        hub=hub,
+        notes=notes,
+        config={"config": content} if content else {},
+    )
 
 
 def _config(file: str) -> dict:
