@@ -204,7 +204,8 @@ def _free(folder: Path) -> int:
 def _device(study: Study) -> tuple[str, str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", study.device):
         raise InputError(f"expected auto, cpu, cuda or cuda:N, found {study.device}")
-    hopeless = sys.platform == "linux" and not any(next(Path("/dev").glob(name), None) for name in GPUS)
+    there = sys.platform != "linux" or any(next(Path("/dev").glob(name), None) for name in GPUS)
+    hopeless = not there and not machine.named_gpus()
     device = "cpu" if study.device == "cpu" or (study.device == "auto" and hopeless) else loading.device(study)
     if device == "cpu":
         large = [spec.name for spec in study.encoders if spec.model in catalogue.CATALOGUE]

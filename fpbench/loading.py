@@ -1,5 +1,6 @@
 """What a study names, opened: its cohorts, its encoders on their device."""
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from fpbench import cohorts, encoders, images, results
 from fpbench.cohorts import Cohort
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
-from fpbench.files import paths, progress
+from fpbench.files import machine, paths, progress
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 if TYPE_CHECKING:
@@ -82,19 +83,22 @@ def load_encoder(study: Study, name: str) -> "Encoder":
 
 
 def best_device() -> str:
-    """Return cuda where there is a GPU, else cpu."""
+    """Return cuda where there is a GPU, else cpu; InputError where ``FPBENCH_GPUS`` names some and torch sees others, or none."""
     import torch
 
+    names = machine.named_gpus()
+    os.environ.update(machine.visible(names) if names else {})
+    if names and not 0 < (seen := torch.cuda.device_count()) <= len(names):  # of MIG instances it sees one
+        how = "expected numbers or names as `nvidia-smi -L` gives them, set before torch first looks"
+        raise InputError(f"FPBENCH_GPUS={','.join(names)}: torch sees {seen} GPUs: {how}; or take it out")
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device(study: Study) -> str:
     """Return cpu, cuda or cuda:N; InputError if it is not there."""
-    import torch
-
     if study.device == "auto":
         return best_device()
-    if study.device.startswith("cuda") and not torch.cuda.is_available():
+    if study.device.startswith("cuda") and best_device() == "cpu":
         raise InputError(f"device {study.device}: torch sees no GPU here; use 'auto' or 'cpu'")
     return study.device
 

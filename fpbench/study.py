@@ -3,6 +3,7 @@
 Where its results lie is ``results``; what it names is opened by ``loading``.
 """
 
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -186,7 +187,7 @@ def load_study(name: str | Path) -> Study:
     path = Path(name)
     if not path.suffix:
         path = paths.home() / "studies" / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         there = ", ".join(sorted(file.stem for file in (paths.home() / "studies").glob("*.yaml")))
         raise MissingError(f"expected a study file at {path.absolute()}, found nothing: the studies are {there}")
     content, called, own = records.plain_yaml(path.read_bytes(), str(path)), {}, None
@@ -213,7 +214,7 @@ def check_names(*names: str) -> None:
 def extension(file: str) -> ModuleType:
     """Return the module of a Python file of a study, e.g. one that registers encoders; it is executed once in a process."""
     path = paths.expand(file)
-    if not path.is_file() or path.suffix != ".py":
+    if not os.path.isfile(path) or path.suffix != ".py":
         raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")
     spec = spec_from_file_location(f"fpbench_extension_{path.stem}", path)
     assert spec is not None  # there are both for every .py

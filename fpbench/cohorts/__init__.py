@@ -5,6 +5,7 @@ changes nothing, and the columns of ``COLUMNS``. A *group* is a set of patients 
 image: splits and resampling use groups, because two patient numbers that share a picture may be one patient.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,7 +253,7 @@ def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFram
         raise InputError(f"missing={missing!r}: expected 'error' or 'drop'")
     rows = read_labels(source, folder).sort_values("image_id")
     rows["path"] = [folder / path for path in rows["path"]]
-    there = np.array([images.file_of(path).is_file() for path in rows["path"]])
+    there = np.array([os.path.isfile(images.file_of(path)) for path in rows["path"]])
     if (missing == "error" and not there.all()) or not there.any():
         gone = rows[~there]
         row = f" (row {gone.index[0]})" if rows.index.name == ROW else ""

@@ -8,6 +8,7 @@ for everything else.
 
 import _compat_pickle
 import hashlib
+import os
 import pickle
 import re
 import sys
@@ -102,7 +103,7 @@ def opened(path: Path, prefix: str = "") -> Content:
     MissingError
         No such file.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingError(f"expected a weights file at {path}, found nothing: check the path in the study")
     content, sought = load(path), f"{prefix.rstrip('.')}." if prefix else ""
     wrappers: list[str] = []

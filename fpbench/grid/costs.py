@@ -1,5 +1,6 @@
 """What jobs cost: measured on this device for people, and from declared facts for a scheduler."""
 
+import os
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ from fpbench import loading
 from fpbench.cohorts import count_images
 from fpbench.encoders import MINI
 from fpbench.encoders.catalogue import CATALOGUE
+from fpbench.errors import InputError
 from fpbench.grid.jobs import Job
 from fpbench.splits import make_splits
 from fpbench.study import Study
@@ -77,7 +79,17 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
         pictures = max(2 * images * pixels for *_, pixels in found) / 1e6  # of the largest, twice
         return 4000 + int(pictures + sum(20 * held for _, held, _ in found))  # weights with gradients and moments
 
-    return {"gpu": int(study.device != "cpu"), "mem_mb": megabytes, "runtime": minutes}
+    return {**(_gpu() if study.device != "cpu" else {"gpu": 0}), "mem_mb": megabytes, "runtime": minutes}
+
+
+def _gpu() -> dict[str, Any]:
+    """Return the resource that asks for a GPU: as ``FPBENCH_SLURM_GPU`` says to sbatch, else Snakemake's own, which sends ``--gpus=1``."""
+    if not (words := os.environ.get("FPBENCH_SLURM_GPU", "").strip()):
+        return {"gpu": 1}
+    if not words.startswith("--") or words.startswith(("--gpus=", "--gpus ")):
+        wanted = "expected --gres=gpu:1, --gres=gpu:MODEL:1 or --gpus-per-node=1; nothing for --gpus=1"
+        raise InputError(f"FPBENCH_SLURM_GPU={words}: {wanted}")
+    return {"gres": words[len("--gres") + 1 :]} if words.startswith("--gres") else {"slurm_extra": words}
 
 
 def _images(study: Study) -> int:

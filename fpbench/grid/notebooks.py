@@ -6,18 +6,16 @@ A job that computes with an encoder holds one GPU of its host (``gpus.lease``). 
 saves a checkpoint if it trains (``finetuning.interruptible``), and are obeyed when it has ended.
 """
 
-import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
 from fpbench.errors import InputError, MissingError
-from fpbench.files import artifacts, paths
+from fpbench.files import artifacts, machine, paths
 from fpbench.files.records import plain_yaml
 from fpbench.grid import sockets
 from fpbench.grid.gpus import devices, lease
@@ -87,7 +85,7 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
             stack.callback(signal.signal, number, signal.signal(number, pass_on))
         # a folder of its own: kernels that share one take each other's sockets
         folder, short = stack.enter_context(sockets.folder())
-        stack.enter_context(_environment(folder))
+        stack.enter_context(machine.environment(_environment(folder)))
         place = {"transport": "ipc", "ip": f"{folder}/kernel"} if short else {"transport": "tcp", "ip": "127.0.0.1"}
         config = Config({"KernelManager": place, "ConnectionFileMixin": place})
         settings = {"cwd": str(paths.home()), "progress_bar": False, "start_timeout": 300}
@@ -110,9 +108,8 @@ def _manager() -> type:
     return Manager
 
 
-@contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    """Keep the user's own settings of IPython and Matplotlib away from kernels, and what they write in a folder."""
+def _environment(folder: Path) -> dict[str, str]:
+    """Return what keeps the user's own settings of IPython and Matplotlib away from kernels, and what they write in a folder."""
     from fpbench.grid.forkserver import plain
 
     given = {"IPYTHONDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder), "PYTHONSTARTUP": "", **plain()}
@@ -121,13 +118,7 @@ def _environment(folder: Path) -> Iterator[None]:
             probe.write(bytes(1 << 20))
     except OSError:  # full or read-only: the cache of Matplotlib goes elsewhere
         given["MPLCONFIGDIR"] = str(folder)
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return given
 
 
 def pass_on(number: int, _frame: object) -> None:

@@ -71,6 +71,7 @@ def run(
     only = [study.encoder_spec(name).name for name in only]
     cluster = bool(_profile(extra).get("executor"))
     cores = max(1, workers) * study.threads if cluster else _held(workers, study.threads)
+    quiet = [] if cluster else ["--quiet", "rules"]  # which would keep to itself why a scheduler refuses a job
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.home() / "Snakefile")
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(study.folder)]
     command += [
@@ -100,7 +101,7 @@ def run(
             _verify(study)
         for name in wanted:
             plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
-        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], **given)
+        _snakemake(study, command, plan, wanted, quiet, **given)
         left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
         for job in left if not only else []:
             after = [f"after {need}: {late}" for need in job.needs if (late := plan[need].failure())]
@@ -113,7 +114,7 @@ def run(
             artifacts.write_json(missing, gone) if gone else missing.unlink(missing_ok=True)
             plan = jobs(study)
             wanted, rest = set(plan), {name for name in plan if plan[name].result not in gone}
-            _snakemake(study, command, plan, rest, ["--quiet", "rules"], **given)
+            _snakemake(study, command, plan, rest, quiet, **given)
     return _conclude(study, asked, plan, wanted)
 
 
