@@ -952,6 +952,34 @@ def pictures(work: Path) -> None:
     good(python(PICTURES, work=work))
 
 
+# ---- cards (mixed, MIG; what a submit filter refuses, field 9, is tried in a real Slurm: tests/slurm) -----------------
+
+CARDS = """
+import os, sys
+from contextlib import ExitStack
+from pathlib import Path
+from fpbench.grid import gpus
+held = []
+with ExitStack() as stack:
+    for name in gpus.devices():
+        gpus.lease(stack, gpus.devices() if not held else names[len(held):], Path("log"), "job")
+        held.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        names = sys.argv[1].split(",")
+        os.environ["FPBENCH_GPUS"] = sys.argv[1]
+        assert os.environ["CUDA_DEVICE_ORDER"] == sys.argv[2]
+print(",".join(held), "CUDA_VISIBLE_DEVICES" in os.environ)
+"""
+
+
+@recipe("cards", ("mixed", "2,0"), ("MIG", "MIG-a,MIG-GPU-b/1/0"), ("order-of-ones-own", "1"))
+def cards(work: Path, case: tuple[str, str]) -> None:
+    """Named cards and MIG instances are held in their turn, numbered as nvidia-smi does (ours: unless the user has said otherwise)."""
+    own = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"} if case[0].startswith("order") else {}
+    order = own.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    done = python(CARDS, case[1], order, work=work, FPBENCH_GPUS=case[1], TMPDIR=str(work), **own)
+    assert good(done) == f"{case[1]} False\n"
+
+
 # ---- the command line of this file ------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from fpbench.grid import forkserver, gpus, run, sockets
 
 QUICK = (
     "locks-ENOLCK", "lock-", "hub-refused", "hub-offline", "certificate-requests", "certificate-another-name", "server-", "kernel-JUPYTER_PATH",
-    "locale-library", "locale-printing", "folds", "pictures",
+    "locale-library", "locale-printing", "folds", "pictures", "cards",
 )  # fmt: skip
 
 
