@@ -9,7 +9,7 @@ them to the side of the demo's miniatures, so that decoding, caches, hashes, pro
 networks none. ``--largest`` bounds the sides: a cache of 1,024 pixels a side takes 14 GB.
 
 ``fpbench run`` starts from nothing (the archives are there), first without fine-tuning: the goal is about this. Then it goes on with
-two encoders fine-tuned. Twice a second the processes of the run are looked at, each job and its kernel apart: ``own`` memory is
+two encoders fine-tuned. Every second the processes of the run are looked at, each job and its kernel apart: ``own`` memory is
 what they hold of their own (what forks share is divided among them), ``mapped`` the pages of files that the system may take back.
 """
 
@@ -18,8 +18,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,7 @@ from fpbench.encoders.catalogue import published
 from fpbench.files import artifacts
 from fpbench.grid.jobs import jobs
 
-PAUSE = 0.5  # seconds between two looks
+PAUSE = 1.0  # seconds between two looks, which take some hundredths
 WHOLE = 12_850  # pictures of the paper
 TUNED = ("resnet50", "usfm")
 EXTENSION = '''"""Stand-in cohorts, and the miniatures of the demo that take pictures as the paper's encoders do."""
@@ -98,15 +99,26 @@ def prepare(folder: Path, names: list[str], tuned: list[str], epochs: int, large
     return file
 
 
-def memory(processes: Iterable[psutil.Process]) -> tuple[float, float]:
-    """Return GiB of some processes: their own, and mapped from files; of what several share each has its part."""
-    own = mapped = 0
-    for process in processes:
-        with suppress(OSError):
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
-            held = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-            own, mapped = own + held["Pss_Anon"], mapped + held["Pss"] - held["Pss_Anon"]
-    return own / 2**20, mapped / 2**20
+@dataclass
+class Use:
+    """What processes used: the most memory at one time, processor time so far."""
+
+    own: float = 0.0  # GiB that they hold of their own; what forks share is divided among them
+    mapped: float = 0.0  # GiB of pages of files, which the system may take back
+    cpu: float = 0.0  # seconds
+
+    def then(self, now: "Use") -> "Use":
+        """Return what was used up to a later look."""
+        return Use(*(max(getattr(self, one.name), getattr(now, one.name)) for one in fields(self)))
+
+
+def looked(process: psutil.Process) -> Use:
+    """Return what one process uses now; nothing if it has just ended."""
+    with suppress(OSError, psutil.Error):
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
+        held = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
+        return Use(held["Pss_Anon"], held["Pss"] - held["Pss_Anon"], sum(process.cpu_times()[:2]))
+    return Use()
 
 
 def family(number: int) -> list[psutil.Process]:
@@ -116,31 +128,35 @@ def family(number: int) -> list[psutil.Process]:
     return []
 
 
-def looks(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[dict[str, tuple[float, float]]]:
-    """Run a command and yield, twice a second, the memory of the whole (``""``) and of every job that is at work."""
-    running = subprocess.Popen(command, cwd=FOLDER.parent, env={**os.environ, **environment})
+def looks(running: subprocess.Popen, folder: Path) -> Iterator[dict[str, Use]]:
+    """Yield what a run uses, as long as it lasts: the whole (``""``), and every job that is at work."""
     while running.poll() is None:
-        found = {"": memory(family(running.pid))}
+        seen = {process.pid: looked(process) for process in family(running.pid)}
+        parts = {"": list(seen)}
         for note in (folder / "progress").glob("*.json"):
             with suppress(OSError, ValueError):  # the job has just ended
-                found[note.stem] = memory(family(json.loads(note.read_text())["pid"]))
-        yield found
+                parts[note.stem] = [process.pid for process in family(json.loads(note.read_text())["pid"])]
+        for name, numbers in parts.items():
+            found = [seen.get(number, Use()) for number in numbers]
+            parts[name] = Use(*(sum(getattr(one, what.name) for one in found) for what in fields(Use)))
+        yield parts
         time.sleep(PAUSE)
-    if running.returncode:
-        raise SystemExit(
-            f"{' '.join(command)} ended with {running.returncode}: expected 0; its notebooks lie in {folder / 'notebooks'}"
-        )
 
 
-def run(study: Path, place: Path, workers: int) -> tuple[float, dict[str, list[float]]]:
-    """Run the study as a user does, results and cache in ``place``; return wall minutes and the most memory (own, mapped) of each job."""
+def run(study: Path, place: Path, workers: int) -> tuple[float, dict[str, Use]]:
+    """Run the study as a user does, results and cache in ``place``; return wall minutes, and what each job used at most."""
     command = [sys.executable, "-m", "fpbench.cli", "run", str(study), "--jobs", str(workers)]
     folders = {"FPBENCH_RESULTS": str(place), "FPBENCH_CACHE": str(place / "cache")}
-    most: dict[str, list[float]] = {}
+    most: dict[str, Use] = {}
     start = time.perf_counter()
-    for look in looks(command, place / "rehearsal", folders):
-        for name, seen in look.items():
-            most[name] = list(map(max, most.get(name, seen), seen))
+    running = subprocess.Popen(command, cwd=FOLDER.parent, env={**os.environ, **folders})
+    for look in looks(running, place / "rehearsal"):
+        most |= {name: most.get(name, Use()).then(now) for name, now in look.items()}
+    if running.returncode:
+        where = place / "rehearsal" / "notebooks"
+        raise SystemExit(
+            f"{' '.join(command)} ended with {running.returncode}: expected 0; its notebooks lie in {where}"
+        )
     return (time.perf_counter() - start) / 60, most
 
 
@@ -164,35 +180,23 @@ def rehearse(args, workers: int, held: dict) -> list[dict]:
     key = "rehearsal" if held["pictures"] == WHOLE else "rehearsal_part"
     study = prepare(args.folder, args.encoders, [], args.epochs, args.largest)
     wall, most = run(study, place, workers)
-    about = {"largest": args.largest, "encoders": len(args.encoders)}
-    found = [
-        entry(key, f"all but fine-tuning, {what}", "wall min", wall, value=wall, **about),
-        entry(
-            f"{key}_memory",
-            f"own memory of all processes, {what}",
-            "GiB",
-            most[""][0],
-            value=most[""][0],
-            mapped=most[""][1],
-        ),
-    ]
+    whole, about = most[""], {"largest": args.largest, "encoders": len(args.encoders)}
+    held_most = entry(
+        f"{key}_memory", f"own memory of all processes, {what}", "GiB", whole.own, value=whole.own, mapped=whole.mapped
+    )
+    found = [entry(key, f"all but fine-tuning, {what}", "wall min", wall, value=wall, **about), held_most]
     first, tuned = minutes(study, place), [name for name in TUNED if name in args.encoders]
     if args.epochs and tuned:
         wall, more = run(prepare(args.folder, args.encoders, tuned, args.epochs, args.largest), place, workers)
-        found.append(
-            entry(
-                f"{key}_tuned",
-                f"then {len(tuned)} fine-tuned for {args.epochs} epochs, {what}",
-                "wall min",
-                wall,
-                value=wall,
-            )
-        )
-        most |= {name: seen for name, seen in more.items() if name not in most}
+        case = f"then {len(tuned)} fine-tuned for {args.epochs} epochs, {what}"
+        found.append(entry(f"{key}_tuned", case, "wall min", wall, value=wall))
+        most = more | most
     for name, spent in (minutes(study, place) | first).items():
-        own, mapped = most.get(name, (0.0, 0.0))  # shorter than the time between two looks
-        case = f"job {name}, {what}: minutes; value: GiB of its own"
-        found.append(entry(f"{key}_job", case, "wall min", spent, value=own, mapped=mapped))
+        used = most.get(name, Use())  # none: shorter than the time between two looks
+        facts = {"value": used.own, "mapped": used.mapped, "cpu_minutes": used.cpu / 60}
+        found.append(
+            entry(f"{key}_job", f"job {name}, {what}: minutes; value: GiB of its own", "wall min", spent, **facts)
+        )
     return found
 
 
