@@ -79,7 +79,13 @@ def prepare(folder: Path, names: list[str], tuned: list[str], epochs: int, large
         "device": "cpu",
         "extensions": [str(extension)],
         "probes": ["logistic", "ridge", "knn", "sgd"],
-        "recipe": {"epochs": epochs, "patience": epochs, "batch": 64, "rates": [0.002], "layer_decay": 1.0},
+        "recipe": {
+            "epochs": max(1, epochs),
+            "patience": max(1, epochs),
+            "batch": 64,
+            "rates": [0.002],
+            "layer_decay": 1.0,
+        },
         "cohorts": [
             {"name": f"stand-in-{name}", "root": str(folder / "archive" / name)} for name in ("spain", "africa")
         ],
@@ -150,8 +156,11 @@ def run(study: Path, place: Path, workers: int) -> tuple[float, dict[str, Use]]:
     most: dict[str, Use] = {}
     start = time.perf_counter()
     running = subprocess.Popen(command, cwd=FOLDER.parent, env={**os.environ, **folders})
-    for look in looks(running, place / "rehearsal"):
-        most |= {name: most.get(name, Use()).then(now) for name, now in look.items()}
+    try:
+        for look in looks(running, place / "rehearsal"):
+            most |= {name: most.get(name, Use()).then(now) for name, now in look.items()}
+    finally:
+        running.terminate()  # it ends with us
     if running.returncode:
         where = place / "rehearsal" / "notebooks"
         raise SystemExit(
