@@ -15,6 +15,7 @@ what they hold of their own (what forks share is divided among them), ``mapped``
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from common import FOLDER, entry, parser, save
 
 from fpbench import load_study
 from fpbench.encoders.catalogue import published
+from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.grid.jobs import jobs
 
@@ -175,6 +177,15 @@ def minutes(study: Path, place: Path) -> dict[str, float]:
     return {name: job.record["seconds"] / 60 for name, job in jobs(load_study(study)).items() if job.record}
 
 
+def check_room(folder: Path, pictures: int, encoders: list[str], runs: int, largest: int) -> None:
+    """Raise InputError unless archives and the picture caches of some runs have room on the disk."""
+    sides = [min(one.geometry.size, largest) for one in published() if one.name in encoders]
+    wanted, free = pictures * (stand_in.BYTES + runs * sum(side**2 for side in sides)), shutil.disk_usage(folder).free
+    if free < wanted:
+        how = "name another --folder, or a smaller --largest"
+        raise InputError(f"expected {wanted / 1e9:,.0f} GB free in {folder}, found {free / 1e9:,.0f}: {how}")
+
+
 def answers(place: Path) -> dict[str, str]:
     """Return the SHA-256 of every predictions file."""
     found = sorted(place.rglob("*.parquet"))
@@ -225,6 +236,7 @@ def main() -> int:
     args = made.parse_args()
     args.folder = args.folder.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
+    check_room(args.folder, args.pictures, args.encoders, len(args.jobs), args.largest)
     start = time.perf_counter()
     held = stand_in.make(args.folder / "archive", args.pictures)
     print(f"archives: {held}, {time.perf_counter() - start:.0f} s", flush=True)

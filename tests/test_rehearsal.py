@@ -74,6 +74,14 @@ def test_archives_are_drawn_once_in_the_true_layout_and_sizes(stand_in, tmp_path
         stand_in.make(tmp_path / "else", 1)
 
 
+def test_a_disk_without_room_is_refused_before_anything_is_drawn(stand_in, tmp_path):
+    import rehearsal
+
+    rehearsal.check_room(tmp_path, 100, ["usfm"], 1, 1024)
+    with pytest.raises(InputError, match=r"GB free in .*smaller --largest"):
+        rehearsal.check_room(tmp_path, 10**12, ["usfm"], 1, 1024)
+
+
 @pytest.mark.slow
 def test_a_rehearsal_measures_every_job_and_gives_the_same_bytes_with_one_job_and_with_two(tmp_path):
     command = [
