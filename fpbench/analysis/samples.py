@@ -8,7 +8,7 @@ A score over classes is not defined where one of them has no image, nor a score 
 resample too. Contents: ``samples`` (predictions to arrays), ``evaluate``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,6 +45,7 @@ class Sample:
     view: tuple = ("", "", "", "")  # as scoring.VIEW
     test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
     positive: int = -1  # the class index that AUPRC is of; -1: none
+    number: int = 0  # among the samples of these predictions, asked for or not
 
     @property
     def families(self) -> dict[str, list[int]]:
@@ -61,8 +62,12 @@ class Sample:
         return f"none: {list(self.classes.values())[few[1]]} has {least} patient{'s' * (least != 1)}{where}"
 
 
-def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
-    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files."""
+def samples(predicted: pd.DataFrame, task: Task, wanted: Callable[..., bool] = lambda *view: True) -> Iterator[Sample]:
+    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files.
+
+    ``wanted``: takes the fields of ``scoring.VIEW`` and says whether this one is asked for; the others take no time.
+    """
+    number = -1
     test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "fold", "image_id"], ignore_index=True)
     for population, classes, rule in views(task, predicted):
         home, space = test[test["population"] == population], task.codes(classes)
@@ -71,14 +76,13 @@ def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
         seen = home[home["y_true"].isin(space)]
         for duplicates, drop in DUPLICATES.items():
             rows = seen[seen["distinct"]] if drop else seen
-            if len(rows):
+            if not len(rows):
+                continue
+            number, view = number + 1, (population, task.space(classes), rule, duplicates)
+            if wanted(*view):
                 models, first, said = _align(rows, task)
-                about = {
-                    "models": models,
-                    "view": (population, task.space(classes), rule, duplicates),
-                    "test_share": share,
-                    "positive": task.codes([task.positive])[0],
-                }
+                about = {"models": models, "view": view, "number": number, "test_share": share}
+                about["positive"] = task.codes([task.positive])[0]
                 yield make_sample(first, said, dict(zip(space, classes, strict=True)), rule, **about)
 
 

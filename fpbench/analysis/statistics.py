@@ -91,7 +91,13 @@ def bootstrap(
     return Bootstrap(sample, folds, draws, collect(names, left_out))
 
 
-def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), seed: int = 0) -> list[Bootstrap]:
+def bootstraps(
+    predicted: pd.DataFrame,
+    task: Task,
+    names: Sequence[str] = (),
+    seed: int = 0,
+    wanted: Callable[..., bool] = lambda *view: True,
+) -> list[Bootstrap]:
     """Return the bootstrap of every view, each with a seed of its own.
 
     Parameters
@@ -102,6 +108,8 @@ def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), s
         Metrics; default: the headline of the task.
     seed
         Of the first view.
+    wanted
+        As of ``samples``: which views; their resamples are the same whatever others are asked for.
 
     Returns
     -------
@@ -115,8 +123,8 @@ def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), s
         Models did not answer the same image x fold rows, or a metric is unknown.
     """
     names = names or [task.headline]
-    drawn = Progress(samples(predicted, task), total=None, desc="resampling", unit="view")
-    return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(drawn)]
+    drawn = Progress(samples(predicted, task, wanted), total=None, desc="resampling", unit="view")
+    return [bootstrap(sample, names, seed=seed + sample.number) for sample in drawn]
 
 
 def interval(

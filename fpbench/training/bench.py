@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Bench:
         """Return the encoder's entry in the study."""
         return self.study.encoder_spec(self.encoder)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Return the class index of every image of the home cohort; 0 where it has none (no fold holds such a row)."""
         return np.maximum(self.task.codes(self.home.frame[self.task.label]), 0)
