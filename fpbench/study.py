@@ -14,7 +14,7 @@ from types import ModuleType
 
 from fpbench.errors import InputError, MissingError
 from fpbench.files import paths, records
-from fpbench.protocols import PROTOCOLS, probes, tunings
+from fpbench.protocols import FINETUNING, PROTOCOLS, probes, tunings
 from fpbench.recipe import Recipe
 from fpbench.tasks import TASKS, Task, get_task
 
@@ -80,6 +80,7 @@ class Study:
     split: str = "official"  # official | crossval
     folds: int = 5
     seed: int = 0  # of the folds and of every fit
+    seeds: list[int] = field(default_factory=list)  # of fine-tuning, a run each on every fold; empty: `seed` alone
     probes: list[str] = field(default_factory=lambda: ["logistic"])  # logistic, ridge, knn, or of an extension
     threads: int = 2  # of every computation on the CPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
@@ -112,6 +113,8 @@ class Study:
         if self.threads < 1 or self.folds < 2 or not 0 <= self.seed < 2**32:
             found = f"{self.threads}, {self.folds}, {self.seed}"
             raise InputError(f"expected threads >= 1, folds >= 2, a seed from 0 to 2^32 - 1, found {found}")
+        if len(set(self.seeds)) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise InputError(f"seeds: expected different numbers from 0 to 2^32 - 1, found {self.seeds}")
 
     @property
     def folder(self) -> Path:
@@ -123,6 +126,10 @@ class Study:
         if PROTOCOLS[protocol].part != "probing":
             return self.tuned.get(protocol, [])
         return [spec.name for spec in self.encoders] if protocol in self.probes else []
+
+    def seeds_of(self, protocol: str) -> list[int]:
+        """Return the seeds that a protocol is run with: one predictions file each on every fold."""
+        return self.seeds if self.seeds and PROTOCOLS[protocol].job == FINETUNING else [self.seed]
 
     def tunings(self, job: str = "") -> list[tuple[str, str]]:
         """Return what is run encoder by encoder, (encoder, protocol); ``job``: what one job computes."""
@@ -156,6 +163,8 @@ class Study:
         )
         print(f"{self.title}\n  cohorts   {cohorts} ({self.the_task.train} trains)\n  encoders  {encoders}")
         print(f"  folds     {self.folds}, {self.split}, seed {self.seed}\n  probes    {', '.join(self.probes)}")
+        if self.seeds not in ([], [self.seed]):
+            print(f"  seeds     {', '.join(map(str, self.seeds))} of fine-tuning")
         for protocol in tunings():
             print(f"  {protocol:<9} {', '.join(self.encoders_of(protocol)) or 'none'}")
         if self.label:

@@ -379,7 +379,14 @@ def predictions(shape, encoders=("a", "b"), seed=0):
             for protocol in ("logistic", "knn"):
                 for fold in range(2):
                     rows = images[images.index // classes % 2 == fold] if shape == population == "spain" else images
-                    run = {"fold": fold, "encoder": encoder, "protocol": protocol, "split": "test", "n_patients": 36}
+                    run = {
+                        "fold": fold,
+                        "encoder": encoder,
+                        "protocol": protocol,
+                        "split": "test",
+                        "n_patients": 36,
+                        "seed": 0,
+                    }
                     z = rng.normal(size=(len(rows), 6)) + np.eye(6)[rows["y_true"]]
                     frames.append(rows.assign(**run, **dict(zip(TASK.columns(), z.T, strict=True))))
     return pd.concat(frames, ignore_index=True)

@@ -70,7 +70,8 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
         if isinstance(passes, int):
             seen = passes
         else:  # forwards and backwards, by all runs
-            seen = 4 * study.recipe.epochs * len(study.recipe.grid(wildcards.mode)) * study.folds
+            runs = len(study.recipe.grid(wildcards.mode)) + len(study.seeds_of(wildcards.mode)) - 1  # of a fold
+            seen = 4 * study.recipe.epochs * runs * study.folds
         operations = sum(_facts(study, name)[0] for name in names(wildcards)) * images * seen
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))
 

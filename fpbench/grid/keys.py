@@ -40,6 +40,8 @@ def key_parts(study: Study) -> dict[str, dict]:
         "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},
         "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": bench.VERSION},
     }
+    if study.seeds not in ([], [study.seed]):
+        groups["tuning"]["seeds"] = study.seeds
     for spec in study.encoders:
         fields = {
             name: value for name, value in asdict(spec).items() if name != "weights"

@@ -28,11 +28,14 @@ def folder() -> Path:
 
 
 def summarise(predicted: pd.DataFrame, task: Task) -> dict[str, dict[str, str]]:
-    """Return, for each model and fold, a digest of the images, and true classes and answers as strings of digits."""
+    """Return, for each model, fold and seed, a digest of the images, and true classes and answers as strings of digits."""
     test = predicted[predicted["split"] == "test"].sort_values("image_id", kind="stable")
     found = {}
-    for (encoder, protocol, fold), rows in test.groupby(["encoder", "protocol", "fold"]):
-        found[f"{encoder}/{protocol}/{fold}"] = {
+    several = test.groupby(["encoder", "protocol"])["seed"].transform("nunique") > 1
+    for (encoder, protocol, run, fold), rows in test.assign(
+        run=np.where(several, "/seed" + test["seed"].astype(str), "")
+    ).groupby(["encoder", "protocol", "run", "fold"]):
+        found[f"{encoder}/{protocol}{run}/{fold}"] = {
             "images": artifacts.digest(rows["image_id"].tolist())[:16],
             "true": _digits(rows["y_true"].to_numpy()),
             "answers": _digits(rows[task.columns()].to_numpy().argmax(axis=1)),

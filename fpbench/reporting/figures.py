@@ -149,12 +149,12 @@ def augmented(pictures: np.ndarray, title: str) -> Figure:
 
 
 def training(histories: pd.DataFrame) -> Figure:
-    """Draw training loss and validation score of every run over the epochs: colour is the fold, style the learning rate."""
+    """Draw training loss and validation score of every run over the epochs: colour is the fold, style the learning rate; a line per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3))
     shown = histories.assign(**{"learning rate": histories["rate"].map("{:g}".format)})
     for ax, name in zip(axes, ("loss", "macro F1"), strict=True):
         style = {"hue": "fold", "style": "learning rate", "palette": "colorblind", "marker": "o", "ms": 3}
-        sns.lineplot(shown, x="epoch", y=name, ax=ax, **style)
+        sns.lineplot(shown, x="epoch", y=name, ax=ax, **style, **_per_seed(shown))
         ax.get_legend().remove()
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("training loss (nats)")
@@ -164,12 +164,18 @@ def training(histories: pd.DataFrame) -> Figure:
 
 
 def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw how far the weights of every layer moved, one line per fold; columns fold, layer, change."""
-    sns.lineplot(layers, x="layer", y="change", hue="fold", palette="colorblind", marker="o", ms=4, ax=ax)
+    """Draw how far the weights of every layer moved, one line per fold and seed; columns fold, seed, layer, change."""
+    style = {"hue": "fold", "palette": "colorblind", "marker": "o", "ms": 4}
+    sns.lineplot(layers, x="layer", y="change", ax=ax, **style, **_per_seed(layers))
     ax.set(xlabel="layer, from the picture to the head", ylabel="relative change of the weights", ylim=(0, None))
     locator: Any = ax.xaxis.get_major_locator()
     locator.set_params(integer=True)
     return ax
+
+
+def _per_seed(runs: pd.DataFrame) -> dict[str, Any]:
+    """Return what has seaborn draw a line for every seed, not their mean with a band."""
+    return {"units": "seed", "estimator": None} if runs["seed"].nunique() > 1 else {}
 
 
 def dots(table: pd.DataFrame, column: str, ax: Axes, places: list[str] | None = None) -> Axes:
