@@ -1,7 +1,7 @@
 """Executing the numbered notebooks with papermill, each in a process of its own, without network ports.
 
 A job that computes with an encoder holds one GPU of its host (``gpus.lease``). SIGTERM and SIGINT are passed on to the kernel, which
-saves a checkpoint if it trains (``finetuning.interruptible``), and are obeyed when it has ended.
+saves a checkpoint if it trains (``training.loop.interruptible``), and are obeyed when it has ended.
 """
 
 import os
