@@ -186,12 +186,6 @@ class Trainer(Run):
         self.optimiser.step()
         return total
 
-    def sow(self, seed: int) -> None:
-        """Seed the dropout (of LoRA) as ``torch.manual_seed`` does, without its 0.2 ms for devices that are not there."""
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed_all(seed)
-
     def finish(self) -> tuple[pd.DataFrame, int]:
         """Write the best epoch, mark the run as ended, and load it."""
         about = {"best": self.best_epoch, "micro": self.model.micro}

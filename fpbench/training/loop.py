@@ -93,6 +93,7 @@ class Run:
 
     model: Trained
     optimiser: torch.optim.Optimizer
+    device: torch.device
     pictures: Pictures
     names: np.ndarray  # of the pictures, for messages
 
@@ -120,6 +121,12 @@ class Run:
                 stop.obey()
         self.settle(pending)
         return done / (time.perf_counter() - began) if done else float("nan")
+
+    def sow(self, seed: int) -> None:
+        """Seed the dropout of a network as ``torch.manual_seed`` does, without its 0.2 ms for devices that are not there."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
 
     def settle(self, pending: list[tuple[Tensor, np.ndarray]], keep: int = 0) -> None:
         """Note the losses that wait, but for the last ``keep``: asking for the newest would make the device wait for us."""
