@@ -71,6 +71,9 @@ def renamed(*rules: tuple[str, str]) -> Callable[[str], str]:
     return source
 
 
+OWN = Layout(renamed((r"^trunk\.", "")))  # of files that our pretraining writes
+
+
 @dataclass(frozen=True)
 class Content:
     """The tensors of a file, and what was done to their names."""

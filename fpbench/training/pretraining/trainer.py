@@ -230,15 +230,17 @@ class Pretrainer(Run):
         """Return the teacher's embeddings of whole pictures (n, D), and its answers (n, K) if asked for."""
         self.model.eval()
         teacher, found, said, size = self.model.teacher, [], [], 2 * self.aim.batch
-        usual, tau = self.model.get_buffer("centres")[0], self.aim.temperature[1]
+        tau = self.aim.temperature[1]
         for pictures in self.pictures.batches([rows[start : start + size] for start in range(0, len(rows), size)]):
             x = self.model.encoder.standardise(self.maker.whole(pictures))
             with self.model.encoder.autocast(self.bf16):
                 features = teacher(x)[0]
                 logits = teacher.head(features) if answers else features[:, :0]
             found.append(features.float().cpu())
-            said.append(losses.centred(logits, usual, tau).cpu() if answers else logits.float().cpu())
-        return torch.cat(found).numpy(), torch.cat(said).numpy()
+            said.append(logits.float().cpu())
+        every = torch.cat(said)
+        usual = self.model.get_buffer("centres")[0].cpu() if self.model.get_buffer("begun")[0] else every.mean(0)
+        return torch.cat(found).numpy(), losses.centred(every, usual, tau).numpy() if answers else every.numpy()
 
     def refuse_collapse(self, now: dict[str, float]) -> None:
         """Raise Collapsed if the teacher gives the same answer to everything."""
