@@ -4,23 +4,17 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import Fork, write_spain
-from PIL import Image
 
-from fpbench import cohorts, load_study, loading
 from fpbench.encoders import load_encoder
-from fpbench.errors import InputError, MissingError
-from fpbench.files import artifacts
+from fpbench.errors import InputError
 from fpbench.recipe import Augmentation, CorpusSpec, Objective, Pretraining, Views
 from fpbench.training.loop import Diverged, Pictures
-from fpbench.training.pretraining import corpus as corpora
-from fpbench.training.pretraining import losses, masks, monitor, runs, trainer, views
+from fpbench.training.pretraining import losses, masks, monitor, trainer, views
 from fpbench.training.pretraining.monitor import Monitor
-from fpbench.training.pretraining.network import Head, Pair, any_size, shared
+from fpbench.training.pretraining.network import Pair, any_size, shared
 from fpbench.training.pretraining.trainer import Part, Pretrainer
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -149,7 +143,7 @@ def test_views_are_drawn_beforehand_and_do_not_depend_on_the_batch():
     wide, local = maker(pictures, numbers)
     assert wide.shape == (12, 1, 32, 32)
     assert local.shape == (18, 1, 16, 16)
-    assert 0 <= min(wide.min(), local.min())
+    assert min(wide.min(), local.min()) >= 0
     assert max(wide.max(), local.max()) <= 1
     part = views.Numbers(numbers.boxes[2:4], numbers.changes[2:4], numbers.blurs[2:4])
     torch.testing.assert_close(maker(pictures[2:4], part)[0], wide.view(2, 6, 1, 32, 32)[:, 2:4].flatten(0, 1))
@@ -172,7 +166,9 @@ def test_a_whole_view_is_the_picture_and_a_crop_lies_where_its_box_is():
     found = views.cropped(picture[:, None].float().expand(2, 1, 64, 64) / 255, boxes, torch.zeros(2, 2), 16)
     assert found[0].min() > 0.78
     assert found[1].max() == 0
-    mirrored = views.cropped(picture[:, None].float() / 255, torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[1.0, 0.0]]), 32)
+    mirrored = views.cropped(
+        picture[:, None].float() / 255, torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[1.0, 0.0]]), 32
+    )
     torch.testing.assert_close(mirrored[0, 0], whole.flip(-1))
 
 
@@ -268,7 +264,9 @@ def test_a_step_moves_every_encoder_of_the_catalogue(name, tmp_path):
 
 
 def test_ibot_is_refused_where_there_are_no_patches_or_they_are_of_another_length(tmp_path):
-    with pytest.raises(InputError, match=r"ResNet: iBOT needs a network that cuts patches \(one patch_embed\): write `ibot: 0.0`"):
+    with pytest.raises(
+        InputError, match=r"ResNet: iBOT needs a network that cuts patches \(one patch_embed\): write `ibot: 0.0`"
+    ):
         pretrainer("resnet50", tmp_path, ibot=1.0)
     with pytest.raises(InputError, match="16 patches of 48 numbers as the embedding, found 17 tokens of 64"):
         pretrainer("fetalclip", tmp_path, ibot=1.0)
@@ -284,7 +282,11 @@ def test_heads_come_first_from_released_weights_and_prototypes_stand_still(tmp_p
     start = [tensor.clone() for tensor in (body, kept, student.head.mlp[0].weight)]
     run.model.train()
     run.step(torch.from_numpy(run.pictures.array[rows]), trainer.Batch(rows))
-    assert [torch.equal(*pair) for pair in zip(start, (body, kept, student.head.mlp[0].weight), strict=True)] == [True, True, False]
+    assert [torch.equal(*pair) for pair in zip(start, (body, kept, student.head.mlp[0].weight), strict=True)] == [
+        True,
+        True,
+        False,
+    ]
     run.state.epoch = 1  # half of all steps are done
     run.step(torch.from_numpy(run.pictures.array[rows]), trainer.Batch(rows))
     assert not torch.equal(body, start[0])
@@ -336,7 +338,11 @@ class Killed(Exception):
 
 def outcome(run):
     history = run.run()
-    return history.drop(columns="images/s"), {name: tensor.clone() for name, tensor in run.model.changing().items()}, run.best
+    return (
+        history.drop(columns="images/s"),
+        {name: tensor.clone() for name, tensor in run.model.changing().items()},
+        run.best,
+    )
 
 
 @pytest.mark.parametrize("name", ["dinov3", "resnet50"])

@@ -79,8 +79,8 @@ def _entropy(shares: np.ndarray) -> float:
     return float(-(found * np.log(found)).sum())
 
 
-def collapse(now: dict[str, float], first: dict[str, float]) -> str:
-    """Return the sign of collapse that ``measures`` show beside those of step 0; empty: none."""
+def collapse(now: dict[str, float], first: dict[str, float], late: bool = True) -> str:
+    """Return the sign of collapse that ``measures`` show beside those of step 0; empty: none. Uniform answers are one if it is ``late``."""
     if not all(map(math.isfinite, now.values())):
         return "a measure that is not finite"
     if now["feature SD"] < max(1e-3, 0.1 * first["feature SD"]):
@@ -89,6 +89,6 @@ def collapse(now: dict[str, float], first: dict[str, float]) -> str:
         return f"embeddings vary in one direction: RankMe {now['RankMe']:.2g}, at first {first['RankMe']:.2g}"
     if now["spread"] < 0.1:
         return f"all pictures go to one prototype: the mean answer has an entropy of {now['spread']:.2g} ln K"
-    if now["entropy"] > 0.995:
+    if late and now["entropy"] > 0.995:
         return f"the teacher says the same of everything: its answers have an entropy of {now['entropy']:.3f} ln K"
     return ""

@@ -9,14 +9,15 @@ import pandas as pd
 import torch
 
 from fpbench import loading, results
+from fpbench.cohorts import count_images, source_of
 from fpbench.encoders import Encoder
 from fpbench.encoders.catalogue import CATALOGUE
-from fpbench.files import artifacts, provenance
+from fpbench.files import artifacts, paths, provenance
 from fpbench.recipe import Pretraining
 from fpbench.study import Study
 from fpbench.training.loop import Pictures
 from fpbench.training.pretraining import trainer, views
-from fpbench.training.pretraining.corpus import Corpus, gather, place, prove
+from fpbench.training.pretraining.corpus import Corpus, gather, listed, place, prove
 from fpbench.training.pretraining.network import Pair
 from fpbench.training.pretraining.trainer import Part, Pretrainer
 
@@ -196,8 +197,12 @@ def estimate(study: Study, name: str, pictures: int) -> dict[str, float]:
     return {"steps": plan.epochs * (pictures // plan.objective.batch), "hours": seconds * plan.epochs * pictures / 3600}
 
 
-def declared(study: Study, name: str) -> dict[str, Any]:
-    """Return the corpus as declared, by place: what a job's key is made of, nothing opened yet."""
-    return {
-        spec.title: place(study, spec) if not spec.folder else spec.folder for spec in study.pretraining[name].corpus
-    }
+def most(study: Study, name: str) -> int:
+    """Return how many pictures a corpus can have at most: those that are declared."""
+    found = 0
+    for spec in study.pretraining[name].corpus:
+        if spec.folder:
+            found += len(listed(paths.expand(spec.folder)))
+        else:
+            found += count_images(source_of(place(study, spec)[0]))
+    return found

@@ -25,7 +25,10 @@ from fpbench.training.pretraining.network import Pair, cosine, takes
 
 VERSION = 1  # raise it when the numbers of a run change
 TERMS = ("loss", "DINO", "iBOT", "KoLeo")
-GRACE = 0.2  # share of all steps before signs of collapse count: heads begin near uniform
+GRACE, LATE = (
+    0.2,
+    0.5,
+)  # shares of all steps before signs of collapse count, and before uniform answers do: heads begin so
 MOST = 16  # prototypes per teacher's vector: beyond, Sinkhorn's targets are nearly uniform
 
 
@@ -245,7 +248,8 @@ class Pretrainer(Run):
     def refuse_collapse(self, now: dict[str, float]) -> None:
         """Raise Collapsed if the teacher gives the same answer to everything."""
         done = (self.state.epoch + 1) / self.plan.epochs
-        if done > GRACE and (sign := monitor.collapse(now, self.state.history[0])):
+        sign = monitor.collapse(now, self.state.history[0], late=done > LATE) if done > GRACE else ""
+        if sign:
             how = "lower `rate` or the teacher's `temperature`, or raise `momentum` or `batch`"
             raise Collapsed(f"{self.title} collapsed in epoch {self.state.epoch + 1}: {sign}: {how}")
 

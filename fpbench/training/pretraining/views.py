@@ -103,11 +103,11 @@ class Maker:
 
 def cropped(x: Tensor, boxes: Tensor, turns: Tensor, side: int) -> Tensor:
     """Return crops (B, 1, side, side): mirrored and rotated (``turns``, (B, 2)), sampled twice as finely and averaged."""
-    (width, height, right, down), (flip, angle) = boxes.T, turns.T
-    cos, sin, mirror = torch.cos(angle), torch.sin(angle), 1 - 2 * flip
-    across = torch.stack([width * mirror * cos, -width * sin, right], -1)
-    along = torch.stack([height * mirror * sin, height * cos, down], -1)
-    grid = functional.affine_grid(torch.stack([across, along], 1), [len(x), 1, 2 * side, 2 * side], align_corners=False)
+    fine = 2 * side
+    middle = (2 * torch.arange(fine, device=x.device) + 1) / fine - 1  # of every pixel, from -1 to 1
+    (width, height, right, down), (flip, angle) = boxes.T[:, :, None, None], turns.T[:, :, None, None]
+    cos, sin, u, v = torch.cos(angle), torch.sin(angle), (1 - 2 * flip) * middle, middle[:, None]
+    grid = torch.stack([width * (cos * u - sin * v) + right, height * (sin * u + cos * v) + down], -1)
     return functional.avg_pool2d(functional.grid_sample(x, grid, align_corners=False), 2)
 
 
