@@ -297,7 +297,7 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
 
 def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str, prefix: str) -> Weights:
     """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
-    from fpbench.encoders.checkpoint import OWN, fill, opened, tensors_sha256
+    from fpbench.encoders.checkpoint import OWN, fill, is_own, opened, tensors_sha256
     from fpbench.encoders.fetch import locate
     from fpbench.files.artifacts import file_sha256
 
@@ -308,7 +308,8 @@ def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ..
     path, ignored, notes = locate(model) if weights == "hub" else Path(weights), plan.ignored, plan.notes
     if plan.layouts:
         content = opened(path, prefix)
-        left_out, resized = fill(plan.module, content.tensors, (*plan.layouts, OWN), ignore, f"{name} from {path}")
+        layouts = (OWN,) if is_own(plan.module, content.tensors) else plan.layouts
+        left_out, resized = fill(plan.module, content.tensors, layouts, ignore, f"{name} from {path}")
         ignored, notes = (*left_out, *content.ignored), (*content.notes, *resized, *notes)
     return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored, notes)
 

@@ -29,6 +29,7 @@ GRACE, LATE = (
     0.2,
     0.5,
 )  # shares of all steps before signs of collapse count, and before uniform answers do: heads begin so
+LEAST = 100  # steps before any of them counts
 MOST = 16  # prototypes per teacher's vector: beyond, Sinkhorn's targets are nearly uniform
 
 
@@ -247,8 +248,9 @@ class Pretrainer(Run):
 
     def refuse_collapse(self, now: dict[str, float]) -> None:
         """Raise Collapsed if the teacher gives the same answer to everything."""
-        done = (self.state.epoch + 1) / self.plan.epochs
-        sign = monitor.collapse(now, self.state.history[0], late=done > LATE) if done > GRACE else ""
+        made, done = (self.state.epoch + 1) * self.steps, (self.state.epoch + 1) / self.plan.epochs
+        judged = made > LEAST and done > GRACE
+        sign = monitor.collapse(now, self.state.history[0], late=done > LATE) if judged else ""
         if sign:
             how = "lower `rate` or the teacher's `temperature`, or raise `momentum` or `batch`"
             raise Collapsed(f"{self.title} collapsed in epoch {self.state.epoch + 1}: {sign}: {how}")
