@@ -1,18 +1,23 @@
 """Pretraining: losses against independent references, views and masks, what may enter a corpus, resume to the bit, collapse."""
 
 import math
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from conftest import Fork, write_spain
 from PIL import Image
 
-from fpbench import cohorts, load_study, loading
+from fpbench import cohorts, load_study, loading, predictions
+from fpbench.analysis import claims, statistics
 from fpbench.encoders import facts, load_encoder
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts
@@ -527,6 +532,12 @@ def test_the_corpus_holds_nobody_who_is_tested_or_held(archive):
         assert counts[corpora.WHY["copy"]] == 1
     assert counts[corpora.WHY["tested"]] == 180 + 3
     assert counts.sum() + len(learns) == 360, "all is counted"
+    part = runs.part_of(found, torch.device("cpu"))
+    assert set(part.names) == set(found.table.loc[found.table["learns"] | found.table["query"], "image_id"])
+    assert sorted(part.names[part.train]) == sorted(learns["image_id"])
+    whole = np.array(part.pictures.array)  # as a GPU would hold it
+    assert (whole[part.train] == found.stack[found.learners]).all()
+    assert set(part.names[part.monitor.queries]) == set(found.table.loc[found.table["query"], "image_id"])
     seen = found.monitor()
     assert {found.table["patient"].iat[row] for row in seen.queries} <= held
     assert corpora.prove(found).iloc[:, 1:].to_numpy().sum() == 0
@@ -720,3 +731,56 @@ def test_kill_9_at_three_random_points_changes_no_bit(name, tmp_path):
     for one, other in zip(whole, broken, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def demo_brain(tmp_path_factory):
+    """The study of the second system, run once as a user would: the folder of its results."""
+    folder = tmp_path_factory.mktemp("demo-brain")
+    environment = {**os.environ, "FPBENCH_RESULTS": str(folder / "results"), "FPBENCH_DATA": str(folder / "data")}
+    command = [sys.executable, "-m", "fpbench.cli", "run", "demo-brain", "--jobs", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "results" / "demo-brain"
+
+
+@pytest.mark.slow
+def test_adaptation_on_phantoms_raises_k_nn_and_the_probe(demo_brain):
+    """Its interval excludes zero; nothing of a healthy run is taken for a collapse."""
+    seen = artifacts.read_json(demo_brain / "pretraining" / "adapted" / "adapted.json")["card"]["monitor"]
+    assert seen["beaten"]
+    study = load_study("demo-brain")
+    files = sorted((demo_brain / "predictions").glob("*/logistic/fold*.parquet"))
+    views = claims.primary(
+        statistics.bootstraps(predictions.read(files, study.the_task), study.the_task), study.the_task
+    )
+    pairs = statistics.of_all(statistics.differences, views).query("metric == 'weighted F1'")
+    two = ["resnet50-random", "resnet50-adapted"]
+    (row,) = pairs[pairs["encoder"].isin(two) & pairs["other"].isin(two)].to_dict("records")
+    low, high = (row["low"], row["high"]) if row["encoder"] == "resnet50-adapted" else (-row["high"], -row["low"])
+    assert 0 < low < high
+
+
+@pytest.mark.slow
+def test_a_transductive_arm_is_labelled_wherever_it_is_shown(demo_brain):
+    assert "resnet50-transductive" in (demo_brain / "tables" / "table1.md").read_text()
+    card = (demo_brain / "pretraining" / "transductive" / "transductive.md").read_text()
+    assert "test pictures in the corpus (transductive)" in card
+    told = artifacts.read_json(demo_brain / "findings" / "10_transductive.json")["lines"]
+    assert "transductive" in told[0]
+    both = [
+        pd.DataFrame(artifacts.read_json(demo_brain / "pretraining" / name / f"{name}.json")["card"]["corpus"])
+        for name in ("adapted", "transductive")
+    ]
+    assert both[0]["pictures"].sum() == both[1]["pictures"].sum()
+
+
+@pytest.mark.slow
+def test_without_momentum_a_run_collapses_and_is_stopped(tmp_path):
+    made = plan(
+        epochs=60, momentum=[0.0, 0.0], koleo=0.0, centre_momentum=0.0, temperature=[0.07, 0.07], rate=0.02, ibot=0.0
+    )
+    pair = Pair(load_encoder("resnet50-mini", "random"), 32, made.objective, 0)
+    with pytest.raises(monitor.Collapsed, match="collapsed in epoch"):
+        Pretrainer(pair, part(watched=False), made, tmp_path, "k", "test").run()
+    assert (tmp_path / "last.pt").is_file()

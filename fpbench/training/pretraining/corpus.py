@@ -60,6 +60,10 @@ class Stack:
             found[there] = part if part.ndim == 3 else part.mean(-1).astype(np.uint8)
         return found
 
+    def only(self, rows: np.ndarray) -> "Stack":
+        """Return some of the pictures."""
+        return Stack(self.arrays, self.which[rows], self.row[rows])
+
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         """Return all pictures."""
         return self[np.arange(len(self))]

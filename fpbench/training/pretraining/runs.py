@@ -61,14 +61,20 @@ def _trained(study: Study, name: str, encoder: Encoder, corpus: Corpus, file: Pa
     """Run the loop, write weights and card, and return the sidecar."""
     plan = study.pretraining[name]
     model = Pair(encoder, plan.objective.prototypes_for(len(corpus.learners)), plan.objective, plan.seed)
-    names = corpus.table["image_id"].to_numpy()
-    part = Part(Pictures(corpus.stack, encoder.device), names, corpus.learners, corpus.monitor())
-    run = Pretrainer(model, part, plan, file.parent / key[:12], key, f"pretraining {name}")
+    run = Pretrainer(model, part_of(corpus, encoder.device), plan, file.parent / key[:12], key, f"pretraining {name}")
     card = describe(study, name, encoder, corpus, run.run(), run.best_epoch)
     run.keep_best(file, {"best": run.best_epoch, "card": card})
     with artifacts.atomic(file.with_suffix(".md")) as path:
         path.write_text(written(card))
     return artifacts.checked(file)
+
+
+def part_of(corpus: Corpus, device: torch.device) -> Part:
+    """Return what the loop sees of a corpus: the pictures that it uses, and no others."""
+    used, seen = np.flatnonzero(corpus.table[["learns", "bank", "query"]].any(axis=1)), corpus.monitor()
+    watch = replace(seen, bank=np.searchsorted(used, seen.bank), queries=np.searchsorted(used, seen.queries))
+    names = corpus.table["image_id"].to_numpy()[used]
+    return Part(Pictures(corpus.stack.only(used), device), names, np.searchsorted(used, corpus.learners), watch)
 
 
 def run_key(plan: Pretraining, encoder: Encoder, corpus: Corpus) -> str:

@@ -25,10 +25,8 @@ from fpbench.training.pretraining.network import Pair, cosine, takes
 
 VERSION = 1  # raise it when the numbers of a run change
 TERMS = ("loss", "DINO", "iBOT", "KoLeo")
-GRACE, LATE = (
-    0.2,
-    0.5,
-)  # shares of all steps before signs of collapse count, and before uniform answers do: heads begin so
+GRACE = 0.2  # share of all steps before signs of collapse count: heads begin with uniform answers
+LATE = 0.5  # the same of uniform answers themselves
 LEAST = 100  # steps before any of them counts
 MOST = 16  # prototypes per teacher's vector: beyond, Sinkhorn's targets are nearly uniform
 
