@@ -100,22 +100,20 @@ class Pair(nn.Module):
         return self.masking.grid if self.masking else (0, 0)
 
     def train(self, mode: bool = True) -> "Pair":
-        """Switch the student to training; the teacher never is."""
+        """Switch to training: of the teacher only BatchNorm, which keeps statistics of its own; none of it if they are frozen."""
         super().train(mode)
         self.teacher.eval()
-        for module in self.student.modules() if self.frozen else ():
+        for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+                module.train(mode and not self.frozen)
         return self
 
     def follow(self, momentum: float) -> None:
-        """Let the teacher's parameters follow the student's; its buffers (statistics of BatchNorm) are the student's."""
+        """Let the teacher's parameters follow the student's."""
+        own: list[Tensor] = [*self.teacher.parameters()]
+        new: list[Tensor] = [*self.student.parameters()]
         with torch.no_grad():
-            own: list[Tensor] = [*self.teacher.parameters()]
-            new: list[Tensor] = [*self.student.parameters()]
             torch._foreach_lerp_(own, new, 1 - momentum)
-            for one, other in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-                one.copy_(other)
 
     def centre(self, place: int, logits: Tensor, momentum: float) -> Tensor:
         """Return a centre, of crops (0) or patches (1), as it was; it starts at the mean of the first batch, then moves on."""
