@@ -20,7 +20,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from fpbench import __version__, encoders, images, loading
+from fpbench import __version__, encoders, images, loading, results
 from fpbench.cohorts import SOURCES, count_images, locate, read_images, source_of
 from fpbench.cohorts.source import Source
 from fpbench.encoders import catalogue, fetch
@@ -142,6 +142,9 @@ def _weights(study: Study, spec: EncoderSpec, full: bool) -> tuple[str, str]:
     entry, *_ = _facts(spec)
     if spec.weights == "random":
         return "ok", f"random weights, seed {spec.seed}"
+    if spec.pretraining:
+        made = results.pretrained(study, spec.pretraining).is_file()
+        return "ok", f"{'made' if made else 'to be made'} by the study's pretraining {spec.pretraining}"
     if spec.weights != "hub":
         path = Path(loading.weights(study, spec))
         return "ok", f"{path.name}, {path.stat().st_size:,} bytes: a file of the study, held to no hash"

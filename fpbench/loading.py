@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from fpbench import cohorts, encoders, images, results
 from fpbench.cohorts import Cohort
 from fpbench.cohorts.source import Source
-from fpbench.errors import InputError
-from fpbench.files import machine, paths, progress
+from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, machine, paths, progress
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 if TYPE_CHECKING:
     from fpbench.encoders import Encoder
+    from fpbench.images import Geometry
 
 
 def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
@@ -71,7 +72,7 @@ def load_encoder(study: Study, name: str) -> "Encoder":
     torch.set_num_threads(study.threads)
     spec = study.encoder_spec(name)
     settings = {key: value for key in ("mean", "std", "pooling", "prefix", "options") if (value := getattr(spec, key))}
-    return encoders.load_encoder(
+    encoder = encoders.load_encoder(
         spec.model,
         weights(study, spec),
         name=name,
@@ -80,6 +81,22 @@ def load_encoder(study: Study, name: str) -> "Encoder":
         ignore=tuple(spec.ignore),
         **settings,
     ).to(device(study))
+    return _made_here(study, spec, encoder) if spec.pretraining else encoder
+
+
+def _made_here(study: Study, spec: EncoderSpec, encoder: "Encoder") -> "Encoder":
+    """Return an encoder that a pretraining of the study made, its facts those of the model card."""
+    card = artifacts.checked(results.pretrained(study, spec.pretraining))["card"]
+    told = replace(
+        encoder.weights, licence=card["licence"], saw=card["saw"], notes=(*encoder.weights.notes, card["note"])
+    )
+    return replace(encoder, weights=told)
+
+
+def geometry(study: Study, name: str) -> "Geometry":
+    """Return how an encoder of the study sees a picture; no weights are needed."""
+    spec = replace(study.encoder_spec(name), weights="random", ignore=[])
+    return load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), name).geometry
 
 
 def best_device() -> str:
@@ -144,11 +161,16 @@ def weights_file(spec: EncoderSpec) -> Path | None:
         from fpbench.encoders.fetch import path_of
 
         return path_of(spec.model)
-    return None if spec.weights in ("hub", "random") else paths.expand(spec.weights)
+    return None if spec.pretraining or spec.weights in ("hub", "random") else paths.expand(spec.weights)
 
 
 def weights(study: Study, spec: EncoderSpec) -> str:
     """Return the weights of an encoder as ``encoders.load_encoder`` takes them: hub, random, or an absolute path."""
+    if spec.pretraining:
+        if not (path := results.pretrained(study, spec.pretraining)).is_file():
+            how = f"run the study, or notebook 10 with pretraining={spec.pretraining}"
+            raise MissingError(f"encoder {spec.name}: expected weights at {path}, found nothing: {how}")
+        return str(path)
     if spec.weights == "hub" and ":" not in spec.model:  # a file of the catalogue, pinned by the study
         from fpbench.encoders.fetch import locate
 

@@ -50,6 +50,11 @@ def submitted(study: Study) -> dict[str, Path]:
     return {record.parent.name: record for record in records}
 
 
+def pretrained(study: Study, name: str) -> Path:
+    """Return the path of the weights of one of the study's pretrainings; its sidecar is the model card."""
+    return study.folder / "pretraining" / name / f"{name}.safetensors"
+
+
 def missing(study: Study) -> dict[str, str]:
     """Return the results that failed in the last run, and why: ``encoder/probing``, ``encoder/full``, ... -> reason."""
     there = missing_file(study)

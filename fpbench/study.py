@@ -15,8 +15,10 @@ from types import ModuleType
 from fpbench.errors import InputError, MissingError
 from fpbench.files import paths, records
 from fpbench.protocols import FINETUNING, PROTOCOLS, probes, tunings
-from fpbench.recipe import Recipe
+from fpbench.recipe import Pretraining, Recipe
 from fpbench.tasks import TASKS, Task, get_task
+
+PRETRAINED = "pretraining/"  # weights that a pretraining of the study makes
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class EncoderSpec:
 
     name: str  # in tables and file names
     model: str  # name in the catalogue (usfm), its miniature (usfm-mini), or family:architecture
-    weights: str = "hub"  # hub (for the catalogue: what `fpbench fetch weights` got) | random | a file
+    weights: str = (
+        "hub"  # hub (for the catalogue: what `fpbench fetch weights` got) | random | a file | pretraining/NAME
+    )
     geometry: dict = field(default_factory=dict)  # kind, size, interpolation, crop
     mean: list[float] = field(default_factory=list)  # of channels in [0, 1]
     std: list[float] = field(default_factory=list)
@@ -60,6 +64,11 @@ class EncoderSpec:
     bf16: bool = False  # bfloat16 autocast, of embedding
     micro: int = 0  # images per forward pass of fine-tuning; 0: batch_size
     checkpointing: bool = False  # compute activations twice rather than keep them, in fine-tuning
+
+    @property
+    def pretraining(self) -> str:
+        """Return the name of the pretraining that makes its weights; empty: none does."""
+        return self.weights.removeprefix(PRETRAINED) if self.weights.startswith(PRETRAINED) else ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ class Study:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     tuned: dict[str, list[str]] = field(default_factory=dict)  # protocol -> encoders; in the file, `full: [usfm]`
     recipe: Recipe = field(default_factory=Recipe)  # of all fine-tuning
+    pretraining: dict[str, Pretraining] = field(
+        default_factory=dict
+    )  # name -> one; encoders take `weights: pretraining/NAME`
     extensions: list[str] = field(default_factory=list)  # Python files that register encoders, cohorts, probes
 
     def __post_init__(self) -> None:
@@ -110,11 +122,39 @@ class Study:
             raise InputError(f"encoders {bad}: expected batch_size >= 1 and micro >= 0 (0: batch_size)")
         if bad := [spec.name for spec in self.encoders if {len(spec.mean), len(spec.std)} - {0, 3} or 0 in spec.std]:
             raise InputError(f"encoders {bad}: expected mean and std of three channels, no std of 0")
+        self._check_pretraining()
         if self.threads < 1 or self.folds < 2 or not 0 <= self.seed < 2**32:
             found = f"{self.threads}, {self.folds}, {self.seed}"
             raise InputError(f"expected threads >= 1, folds >= 2, a seed from 0 to 2^32 - 1, found {found}")
         if len(set(self.seeds)) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds):
             raise InputError(f"seeds: expected different numbers from 0 to 2^32 - 1, found {self.seeds}")
+
+    def _check_pretraining(self) -> None:
+        """Refuse pretrainings that would see who is tested, and encoders that do not fit theirs."""
+        check_names(*self.pretraining)
+        if self.pretraining and self.split != "official":
+            why = "under crossval every patient is tested by some fold, and whoever is in the corpus has been seen"
+            raise InputError(f"pretraining: expected `split: official`, found {self.split}: {why}")
+        specs = {spec.name: spec for spec in self.encoders}
+        for name, plan in self.pretraining.items():
+            if plan.start not in specs or specs[plan.start].pretraining:
+                known = ", ".join(one for one, spec in specs.items() if not spec.pretraining)
+                raise InputError(
+                    f"pretraining {name}: start: expected an encoder of the study, {known}; found {plan.start!r}"
+                )
+        for spec in [one for one in self.encoders if one.pretraining]:
+            if spec.pretraining not in self.pretraining:
+                known = ", ".join(self.pretraining) or "none"
+                raise InputError(
+                    f"encoder {spec.name}: weights: expected a pretraining of the study ({known}), found {spec.weights}"
+                )
+            start = specs[(plan := self.pretraining[spec.pretraining]).start]
+            if (spec.model, spec.options) != (start.model, start.options):
+                wanted = f"expected model and options of {start.name}, where its pretraining starts, {start.model} {start.options}"
+                raise InputError(f"encoder {spec.name}: {wanted}; found {spec.model} {spec.options}")
+            if plan.transductive and "transductive" not in spec.name:
+                why = "its pretraining saw test pictures, and every result must say so"
+                raise InputError(f"encoder {spec.name}: {why}: write the word transductive into its name")
 
     @property
     def folder(self) -> Path:
@@ -167,6 +207,9 @@ class Study:
             print(f"  seeds     {', '.join(map(str, self.seeds))} of fine-tuning")
         for protocol in tunings():
             print(f"  {protocol:<9} {', '.join(self.encoders_of(protocol)) or 'none'}")
+        for name, plan in self.pretraining.items():
+            told = ", ".join(spec.title for spec in plan.corpus) + ", test pictures among them" * plan.transductive
+            print(f"  pretrained {name}: from {plan.start} on {told}, {plan.epochs} epochs")
         if self.label:
             print(f"  Mind: {self.label}.")
 

@@ -16,7 +16,7 @@ from fpbench.encoders import load_encoder
 from fpbench.errors import InputError
 from fpbench.recipe import Augmentation, Recipe
 from fpbench.study import EncoderSpec
-from fpbench.training import adaptation, augmentation, finetuning, tuning
+from fpbench.training import adaptation, augmentation, finetuning, loop, tuning
 from fpbench.training.bench import choices, open_bench
 from fpbench.training.finetuning import Classifier, Part, Pictures, Trainer, finetune, predict
 
@@ -159,7 +159,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, mode, tmp_path, monkeypatch)
     recipe = replace(SHORT, epochs=3)
     whole, wanted, best = run(name, tmp_path, mode, recipe, folder="whole")
     steps = {"count": 0}
-    original, save = Trainer.step, finetuning.save_file
+    original, save = Trainer.step, loop.save_file
 
     def step(*arguments):
         steps["count"] += 1
@@ -174,7 +174,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, mode, tmp_path, monkeypatch)
             raise Killed
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(finetuning, "save_file", write)
+    monkeypatch.setattr(loop, "save_file", write)
     for _ in range(3):
         with pytest.raises(Killed):
             run(name, tmp_path, mode, recipe, folder="broken")

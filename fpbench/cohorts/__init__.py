@@ -24,7 +24,8 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
-SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES)}
+KNOWN = (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES, phantoms.BRAIN)
+SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 
 def register_cohort(source: Source) -> None:

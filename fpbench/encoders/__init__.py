@@ -45,6 +45,9 @@ class Weights:
     file_sha256: str = ""  # of the file, if there is one
     ignored: tuple[str, ...] = ()  # tensors of the file that were left out on purpose
     notes: tuple[str, ...] = ()  # what else a reader must know: a table resized, one of several sets, facts assumed
+    saw: dict[str, str] = field(
+        default_factory=dict
+    )  # population -> did its pretraining see it, as far as this program made it
 
     @property
     def label(self) -> str:
@@ -308,7 +311,7 @@ def declared(model: str, pooling: str, given: dict) -> Geometry | None:
 
 def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str, prefix: str) -> Weights:
     """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
-    from fpbench.encoders.checkpoint import fill, opened, tensors_sha256
+    from fpbench.encoders.checkpoint import OWN, fill, is_own, opened, tensors_sha256
     from fpbench.encoders.fetch import locate
     from fpbench.files.artifacts import file_sha256
 
@@ -319,7 +322,8 @@ def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ..
     path, ignored, notes = locate(model) if weights == "hub" else Path(weights), plan.ignored, plan.notes
     if plan.layouts:
         content = opened(path, prefix)
-        left_out, resized = fill(plan.module, content.tensors, plan.layouts, ignore, f"{name} from {path}")
+        layouts = (OWN,) if is_own(plan.module, content.tensors) else plan.layouts
+        left_out, resized = fill(plan.module, content.tensors, layouts, ignore, f"{name} from {path}")
         ignored, notes = (*left_out, *content.ignored), (*content.notes, *resized, *notes)
     return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored, notes)
 
@@ -380,4 +384,6 @@ def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
         }
         for one in encoders
     )
+    for population in dict.fromkeys(name for one in encoders for name in one.weights.saw):
+        frame[f"saw {population}"] = [one.weights.saw.get(population, "see above") for one in encoders]
     return frame.assign(mind=list(map("; ".join, notes))) if any(notes) else frame

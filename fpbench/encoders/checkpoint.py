@@ -72,6 +72,15 @@ def renamed(*rules: tuple[str, str]) -> Callable[[str], str]:
     return source
 
 
+OWN = Layout(renamed((r"^trunk\.", "")))  # of files that our pretraining writes
+
+
+def is_own(module: "torch.nn.Module", tensors: dict[str, "torch.Tensor"]) -> bool:
+    """Return whether a file holds exactly the tensors of a module, named and shaped as OWN has it."""
+    wanted = {OWN.source(name): tensor.shape for name, tensor in module.state_dict().items()}
+    return wanted == {name: tensor.shape for name, tensor in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Content:
     """The tensors of a file, and what was done to their names."""

@@ -25,6 +25,9 @@ def bill(study: Study, due: list[Job]) -> str:
     from fpbench.training import tuning
 
     home, external = loading.load_cohorts(study.begin())
+    longer = _pretrainings(study, [job.pretraining for job in due if job.pretraining])
+    if not (due := [job for job in due if job.encoder]):
+        return longer
     cut = make_splits(home, study.the_task, study.split, study.folds, study.seed)
     images, shapes, rows = sum(map(len, (home, *external))), set(), []
     for name in dict.fromkeys(job.encoder for job in due):
@@ -44,7 +47,26 @@ def bill(study: Study, due: list[Job]) -> str:
     table = table.rename(columns={"hours": "GPU-hours" if gpu else "hours on this CPU"})
     text = table.astype({"jobs": int}).to_string(index=False, float_format="{:,.3g}".format)
     cache = sum(images * shape.size**2 for shape in shapes) / 1e9
-    return f"Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+    told = f"{longer}\n\n" if longer else ""
+    return f"{told}Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+
+
+def _pretrainings(study: Study, names: list[str]) -> str:
+    """Return what pretrainings would take on this device, as a table, from one timed step each; empty: there are none."""
+    import pandas as pd
+
+    from fpbench.training.pretraining import runs
+
+    rows = [
+        {"pretraining": name, "pictures": (count := runs.most(study, name)), **runs.estimate(study, name, count)}
+        for name in names
+    ]
+    if not rows:
+        return ""
+    where = "GPU-hours" if loading.device(study).startswith("cuda") else "hours on this CPU"
+    table = pd.DataFrame(rows).rename(columns={"hours": where})
+    text = table.to_string(index=False, float_format="{:,.3g}".format)
+    return f"Pretraining, on at most so many pictures (what the rules leave out is counted):\n{text}"
 
 
 # What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
@@ -56,7 +78,7 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
     """Return Snakemake's resources of a kind of job: numbers, or functions of its wildcards.
 
     ``passes``: how often every image goes through the network of the job's encoder, or through all where it has none;
-    ``training``: as often as a fine-tuning needs; 0: there is no network, and no GPU is asked for.
+    ``training``, ``pretraining``: as often as these need; 0: there is no network, and no GPU is asked for.
     """
     if not passes:
         return {"mem_mb": 8000, "runtime": 120}
@@ -64,11 +86,15 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
     images = _images(study)
 
     def names(wildcards: Any) -> list[str]:
+        if passes == "pretraining":
+            return [study.pretraining[wildcards.pretraining].start]
         return [wildcards.encoder] if "encoder" in dict(wildcards) else [spec.name for spec in study.encoders]
 
     def minutes(wildcards: Any) -> int:
         if isinstance(passes, int):
             seen = passes
+        elif passes == "pretraining":  # the views of a picture cost about 13 passes of one at full size
+            seen = 13 * study.pretraining[wildcards.pretraining].epochs
         else:  # forwards and backwards, by all runs
             runs = len(study.recipe.grid(wildcards.mode)) + len(study.seeds_of(wildcards.mode)) - 1  # of a fold
             seen = 4 * study.recipe.epochs * runs * study.folds

@@ -3,7 +3,7 @@
 The kernel is of the interpreter that runs this, and knows nothing of the user's settings for IPython, Jupyter and Matplotlib.
 
 A job that computes with an encoder holds one GPU of its host (``gpus.lease``). SIGTERM and SIGINT are passed on to the kernel, which
-saves a checkpoint if it trains (``finetuning.interruptible``), and are obeyed when it has ended.
+saves a checkpoint if it trains (``training.loop.interruptible``), and are obeyed when it has ended.
 """
 
 import signal

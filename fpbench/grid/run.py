@@ -238,7 +238,8 @@ def _rehearse(
     for name in names:
         print(f"{name:<{max(map(len, names))}}  {due.get(name, '')}" if why else name)
     print(f"{len(names)} of {len(wanted)} jobs would run")
-    own = [plan[name] for name in names if plan[name].encoder and not due.get(name, "upstream").startswith("upstream")]
+    costly = [plan[name] for name in names if plan[name].encoder or plan[name].pretraining]
+    own = [job for job in costly if not due.get(job.name, "upstream").startswith("upstream") or job.pretraining]
     if own:
         print(f"\n{bill(study, own)}")
     return 0

@@ -163,6 +163,37 @@ def training(histories: pd.DataFrame) -> Figure:
     return figure
 
 
+def views(wide: np.ndarray, local: np.ndarray) -> Figure:
+    """Draw views of one picture as pretraining sees them, (n, S, S) and (m, s, s) in [0, 1]: global ones first, local ones smaller."""
+    pictures, largest = [*wide, *local], wide.shape[-1]
+    figure, axes = blank(2, -(-len(pictures) // 2), 1.1, 1.2)
+    for ax, picture in zip(axes.flat, pictures, strict=False):
+        edge = picture.shape[-1] / largest
+        inner = ax.inset_axes((0.5 - edge / 2, 0.5 - edge / 2, edge, edge))
+        inner.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        inner.set(xticks=[], yticks=[])
+    return figure
+
+
+def pretraining(history: pd.DataFrame) -> Figure:
+    """Draw k-NN, signs of collapse and losses over the epochs of a pretraining; epoch 0 is before the first step."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
+    shown = {
+        "k-NN, balanced accuracy": ["k-NN"],
+        "share": ["entropy", "spread", "in use", "feature SD"],
+        "loss (nats)": [name for name in ("DINO", "iBOT", "KoLeo") if name in history],
+    }
+    for ax, (title, columns) in zip(axes, shown.items(), strict=True):
+        tidy = history.melt("epoch", columns, var_name="what").dropna()
+        sns.lineplot(tidy, x="epoch", y="value", hue="what", palette="colorblind", marker="o", ms=3, ax=ax)
+        ax.set(ylabel=title)
+        ax.legend(title=None, fontsize="x-small")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].axhline(history["k-NN"].iat[0], color="0.6", ls="--", lw=1)
+    axes[0].get_legend().remove()
+    return figure
+
+
 def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
     """Draw how far the weights of every layer moved, one line per fold and seed; columns fold, seed, layer, change."""
     style = {"hue": "fold", "palette": "colorblind", "marker": "o", "ms": 4}

@@ -216,4 +216,4 @@ def costs(
 def blank(study: Study, name: str) -> Encoder:
     """Return an encoder of the study with random weights: as large and as slow, and no file is needed."""
     spec = replace(study.encoder_spec(name), weights="random", ignore=[])
-    return loading.load_encoder(replace(study, encoders=[spec], tuned={}), name)
+    return loading.load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), name)

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -69,9 +70,9 @@ def ensure(
     return manifest
 
 
-def is_drawn(root: Path, kind: str) -> bool:
+def is_drawn(root: Path, kind: str, seed: int = 0, patients: int | None = None) -> bool:
     """Return whether the folder holds the phantom that `ensure` would leave there; InputError if it would refuse."""
-    return _holds(root, _plan(kind, 0, None)[0])
+    return _holds(root, _plan(kind, seed, patients)[0])
 
 
 def planted(root: str | Path) -> list[tuple[str, str]]:
@@ -134,11 +135,13 @@ def _draw(folder: Path, entry: Entry) -> None:
     picture.save(folder / entry.path, compress_level=1)
 
 
-def _source(real: Source, kind: str, entries: list[Entry]) -> Source:
+def _source(real: Source, kind: str, entries: list[Entry], name: str = "", **drawing: Any) -> Source:
     """Return the phantom of a real cohort: the same reader and population, its own name, counts and label."""
-    drawn = replace(real, name=f"phantom-{real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom")
+    drawn = replace(
+        real, name=f"phantom-{name or real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom"
+    )
     drawn = replace(drawn, licence="Apache-2.0", citation="Drawn by fpbench; no person was scanned.", archive=None)
-    prepare, prepared = partial(ensure, kind=kind), partial(is_drawn, kind=kind)
+    prepare, prepared = partial(ensure, kind=kind, **drawing), partial(is_drawn, kind=kind, **drawing)
     return replace(drawn, counts=counts(entries), csv_sha256="", prepare=prepare, prepared=prepared)
 
 
@@ -146,3 +149,8 @@ SOURCES = (
     _source(spain.SOURCE, "spain", spain_entries()),
     _source(africa.SOURCE, "africa", africa_entries()),
 )
+LARGER = {
+    "seed": 1,
+    "patients": 150,
+}  # of another seed, so that nobody of it is in the demo's; enough brains of every plane to watch
+BRAIN = _source(spain.SOURCE, "spain", spain_entries(**LARGER), "brain", **LARGER)
