@@ -64,8 +64,8 @@ def check(study: Study, loaded: list[Cohort]) -> None:
             raise InputError(f"{cohort.name}: {wanted}, found none: leave it out of a study of this task")
 
 
-def load_encoder(study: Study, name: str) -> "Encoder":
-    """Return an encoder of the study, on its device; holds torch to the study's threads."""
+def load_encoder(study: Study, name: str, seed: int | None = None) -> "Encoder":
+    """Return an encoder of the study, on its device; holds torch to the study's threads. ``seed``: of its pretraining, if it has several."""
     import torch
 
     progress.begin(f"loading {name}")
@@ -74,19 +74,19 @@ def load_encoder(study: Study, name: str) -> "Encoder":
     settings = {key: value for key in ("mean", "std", "pooling", "prefix", "options") if (value := getattr(spec, key))}
     encoder = encoders.load_encoder(
         spec.model,
-        weights(study, spec),
+        weights(study, spec, seed),
         name=name,
         geometry=spec.geometry,
         seed=spec.seed,
         ignore=tuple(spec.ignore),
         **settings,
     ).to(device(study))
-    return _made_here(study, spec, encoder) if spec.pretraining else encoder
+    return _made_here(study, spec, encoder, seed) if spec.pretraining else encoder
 
 
-def _made_here(study: Study, spec: EncoderSpec, encoder: "Encoder") -> "Encoder":
+def _made_here(study: Study, spec: EncoderSpec, encoder: "Encoder", seed: int | None) -> "Encoder":
     """Return an encoder that a pretraining of the study made, its facts those of the model card."""
-    card = artifacts.checked(results.pretrained(study, spec.pretraining))["card"]
+    card = artifacts.checked(results.pretrained(study, spec.pretraining, seed))["card"]
     told = replace(
         encoder.weights, licence=card["licence"], saw=card["saw"], notes=(*encoder.weights.notes, card["note"])
     )
@@ -164,10 +164,10 @@ def weights_file(spec: EncoderSpec) -> Path | None:
     return None if spec.pretraining or spec.weights in ("hub", "random") else paths.expand(spec.weights)
 
 
-def weights(study: Study, spec: EncoderSpec) -> str:
+def weights(study: Study, spec: EncoderSpec, seed: int | None = None) -> str:
     """Return the weights of an encoder as ``encoders.load_encoder`` takes them: hub, random, or an absolute path."""
     if spec.pretraining:
-        if not (path := results.pretrained(study, spec.pretraining)).is_file():
+        if not (path := results.pretrained(study, spec.pretraining, seed)).is_file():
             how = f"run the study, or notebook 10 with pretraining={spec.pretraining}"
             raise MissingError(f"encoder {spec.name}: expected weights at {path}, found nothing: {how}")
         return str(path)

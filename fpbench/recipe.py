@@ -187,6 +187,9 @@ class Pretraining:
     corpus: list[CorpusSpec]
     epochs: int = 100
     seed: int = 0
+    seeds: list[int] = field(
+        default_factory=list
+    )  # one pretraining with each, in place of `seed`; scores are means over them
     transductive: bool = False  # test pictures replace as many training pictures: measures a leak
     views: Views = field(default_factory=Views)
     objective: Objective = field(default_factory=Objective)
@@ -195,5 +198,8 @@ class Pretraining:
         """Refuse what cannot run."""
         if self.epochs < 1 or not self.corpus:
             raise InputError(f"pretraining from {self.start}: expected epochs >= 1 and a corpus")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"pretraining from {self.start}: expected a seed from 0 to 2^32 - 1, found {self.seed}")
+        seeds = self.seeds or [self.seed]
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise InputError(
+                f"pretraining from {self.start}: expected different seeds from 0 to 2^32 - 1, found {seeds}"
+            )

@@ -34,7 +34,7 @@ def files(study: Study) -> list[Path]:
     names = [(spec.name, probe) for spec in present(study) for probe in study.probes]
     names += [one for one in study.tunings() if "/".join(one) not in lost]
     names += [(name, SUBMITTED) for name in submitted(study)]
-    runs = [(name, seed) for name in names for seed in study.seeds_of(name[1])]
+    runs = [(name, seed) for name in names for seed in study.seeds_of(*name[::-1])]
     return [path(study, *name, fold, seed=seed) for name, seed in runs for fold in range(study.folds)]
 
 
@@ -50,9 +50,10 @@ def submitted(study: Study) -> dict[str, Path]:
     return {record.parent.name: record for record in records}
 
 
-def pretrained(study: Study, name: str) -> Path:
-    """Return the path of the weights of one of the study's pretrainings; its sidecar is the model card."""
-    return study.folder / "pretraining" / name / f"{name}.safetensors"
+def pretrained(study: Study, name: str, seed: int | None = None) -> Path:
+    """Return the path of the weights of one of the study's pretrainings (``seed``: where it has several); its sidecar is the model card."""
+    other = f".seed{seed}" if seed in study.pretraining[name].seeds and seed != study.seed else ""
+    return study.folder / "pretraining" / name / f"{name}{other}.safetensors"
 
 
 def missing(study: Study) -> dict[str, str]:

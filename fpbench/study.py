@@ -135,8 +135,18 @@ class Study:
         if self.pretraining and self.split != "official":
             why = "under crossval every patient is tested by some fold, and whoever is in the corpus has been seen"
             raise InputError(f"pretraining: expected `split: official`, found {self.split}: {why}")
+        lists = {name: sorted(plan.seeds) for name, plan in self.pretraining.items() if plan.seeds}
+        lists |= {"the study": sorted(self.seeds)} if self.seeds and lists else {}
+        if len(set(map(tuple, lists.values()))) > 1:
+            raise InputError(
+                f"seeds: runs are compared seed by seed: expected the same seeds everywhere, found {lists}"
+            )
         specs = {spec.name: spec for spec in self.encoders}
         for name, plan in self.pretraining.items():
+            if plan.seeds and self.seed not in plan.seeds:
+                raise InputError(
+                    f"pretraining {name}: seeds: expected the study's own, {self.seed}, among {plan.seeds}"
+                )
             if plan.start not in specs or specs[plan.start].pretraining:
                 known = ", ".join(one for one, spec in specs.items() if not spec.pretraining)
                 raise InputError(
@@ -167,8 +177,11 @@ class Study:
             return self.tuned.get(protocol, [])
         return [spec.name for spec in self.encoders] if protocol in self.probes else []
 
-    def seeds_of(self, protocol: str) -> list[int]:
-        """Return the seeds that a protocol is run with: one predictions file each on every fold."""
+    def seeds_of(self, protocol: str, encoder: str = "") -> list[int]:
+        """Return the seeds that a protocol is run with, one predictions file each on every fold: those of the encoder's pretraining first."""
+        made = {spec.name: spec.pretraining for spec in self.encoders}.get(encoder, "")
+        if made and self.pretraining[made].seeds:
+            return self.pretraining[made].seeds
         return self.seeds if self.seeds and PROTOCOLS[protocol].job == FINETUNING else [self.seed]
 
     def tunings(self, job: str = "") -> list[tuple[str, str]]:

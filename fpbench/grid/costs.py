@@ -96,7 +96,9 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
         elif passes == "pretraining":  # the views of a picture cost about 13 passes of one at full size
             seen = 13 * study.pretraining[wildcards.pretraining].epochs
         else:  # forwards and backwards, by all runs
-            runs = len(study.recipe.grid(wildcards.mode)) + len(study.seeds_of(wildcards.mode)) - 1  # of a fold
+            runs = (
+                len(study.recipe.grid(wildcards.mode)) + len(study.seeds_of(wildcards.mode, wildcards.encoder)) - 1
+            )  # of a fold
             seen = 4 * study.recipe.epochs * runs * study.folds
         operations = sum(_facts(study, name)[0] for name in names(wildcards)) * images * seen
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))

@@ -38,6 +38,7 @@ class Bench:
     key: str  # digest of all of the above
     shown: dict[str, np.ndarray] = field(default_factory=dict)  # cohort name -> what is answered on, if not embeddings
     other_seed: int | None = None  # of this run, if not the study's
+    others: dict[int, "Bench"] = field(default_factory=dict)  # of encoders that were pretrained with other seeds
 
     @property
     def seed(self) -> int:
@@ -50,8 +51,20 @@ class Bench:
         return self.key if self.seed == self.study.seed else artifacts.digest([self.key, "seed", self.seed])
 
     def of_seed(self, seed: int) -> "Bench":
-        """Return the bench of a run with another seed: its files have names and keys of their own."""
-        return self if seed == self.seed else replace(self, other_seed=seed)
+        """Return the bench of a run with another seed, and where its encoder was pretrained with it the encoder of that seed.
+
+        Its files have names and keys of their own.
+        """
+        if seed == self.seed:
+            return self
+        if not self.spec.pretraining or not self.study.pretraining[self.spec.pretraining].seeds:
+            return replace(self, other_seed=seed)
+        if seed not in self.others:
+            self.others.setdefault(self.seed, self)
+            cohorts = (self.home, self.external, self.splits, bool(self.embeddings))
+            other = open_bench(self.study, self.encoder, *cohorts, seed)
+            self.others[seed] = replace(other, others=self.others)
+        return self.others[seed]
 
     def path(self, protocol: str, fold: int, question: str = "") -> Path:
         """Return where the predictions of a fold lie."""
@@ -84,10 +97,19 @@ class Bench:
 
 
 def open_bench(
-    study: Study, encoder: str, home: Cohort, external: tuple[Cohort, ...], splits: Splits, embed: bool = True
+    study: Study,
+    encoder: str,
+    home: Cohort,
+    external: tuple[Cohort, ...],
+    splits: Splits,
+    embed: bool = True,
+    seed: int | None = None,
 ) -> Bench:
-    """Lay out what the protocols need; the probes need every cohort embedded, once (from the cache if it can be)."""
-    spec, model = study.encoder_spec(encoder), loading.load_encoder(study, encoder)
+    """Lay out what the protocols need; the probes need every cohort embedded, once (from the cache if it can be).
+
+    ``seed``: of the encoder's pretraining, if it has several and this is not the study's.
+    """
+    spec, model = study.encoder_spec(encoder), loading.load_encoder(study, encoder, seed)
     cohorts = (home, *external)
     keys = [embedding_key(model, cohort, spec.batch_size, spec.bf16) for cohort in cohorts]
     about = {
@@ -105,7 +127,8 @@ def open_bench(
     labels, task = [[cohort.source.population, cohort.fingerprint()] for cohort in cohorts], study.the_task
     asked = [task.name, task.label, task.classes]
     key = artifacts.digest([keys, labels, splits.digest(), VERSION, asked, study.seed, study.threads])
-    return Bench(study, task, encoder, model, splits, home, external, embedded, about, key)
+    about |= {} if seed is None else {"seed": seed}
+    return Bench(study, task, encoder, model, splits, home, external, embedded, about, key, other_seed=seed)
 
 
 def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run: Any) -> pd.DataFrame:

@@ -26,7 +26,7 @@ Fit = Callable[[Bench, list[Fold]], list[tuple[Scores, dict]]]  # folds -> score
 
 
 def run_probe(bench: Bench, probe: str, folds: Sequence[Fold] = (), question: str = "") -> list[Path]:
-    """Fit one probe on all folds that lack a current predictions file, and write them.
+    """Fit one probe on all folds that lack a current predictions file, and write them; with every seed of the encoder's pretraining.
 
     Parameters
     ----------
@@ -40,6 +40,11 @@ def run_probe(bench: Bench, probe: str, folds: Sequence[Fold] = (), question: st
     list of Path
         The predictions files of all folds.
     """
+    seeds = [bench.seed] if question or bench.other_seed is not None else bench.study.seeds_of(probe, bench.encoder)
+    return [file for seed in seeds for file in _run(bench.of_seed(seed), probe, folds, question)]
+
+
+def _run(bench: Bench, probe: str, folds: Sequence[Fold], question: str) -> list[Path]:
     started = time.perf_counter()
     folds = list(folds) or [bench.splits.fold(number) for number in range(bench.splits.folds)]
     files = [bench.path(probe, fold.number, question) for fold in folds]

@@ -40,7 +40,7 @@ def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[P
         Some folds failed (a loss that was not finite, too little memory); the others were finished first.
     """
 
-    benches = [bench.of_seed(seed) for seed in bench.study.seeds_of(mode)]
+    benches = [bench.of_seed(seed) for seed in bench.study.seeds_of(mode, bench.encoder)]
     runs = {one.path(mode, fold): (one, fold) for one in benches for fold in folds or range(bench.splits.folds)}
     files, failed = list(runs), {}
     todo = {path: run for path, run in runs.items() if not _is_done(run[0], mode, path)}
@@ -78,7 +78,7 @@ def _is_done(bench: Bench, mode: str, path: Path) -> bool:
 
 def _told(bench: Bench, mode: str) -> str:
     """Return which seed it is, in words, where there are several."""
-    return f", seed {bench.seed}" if len(bench.study.seeds_of(mode)) > 1 else ""
+    return f", seed {bench.seed}" if len(bench.study.seeds_of(mode, bench.encoder)) > 1 else ""
 
 
 def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Classifier, dict]":
@@ -107,7 +107,7 @@ def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", 
 
 def _rates(bench: Bench, mode: str, fold: Fold, pictures: dict) -> tuple[list[float], str]:
     """Return the learning rates that this fold tries, and by what rule."""
-    grid, first = bench.study.recipe.grid(mode), bench.of_seed(bench.study.seeds_of(mode)[0])
+    grid, first = bench.study.recipe.grid(mode), bench.of_seed(bench.study.seeds_of(mode, bench.encoder)[0])
     number = fold.number if bench.splits.scheme == "crossval" else 0  # of the fold that chooses
     own, other = number == fold.number, first.seed != bench.seed
     if (own and not other) or len(grid) == 1:
@@ -165,7 +165,7 @@ def movements(bench: Bench, mode: str, files: list[Path]) -> pd.DataFrame:
 def tuning_key(bench: Bench, mode: str) -> str:
     """Return a digest of everything that a fine-tuning depends on: that of another seed also on the one that chose the learning rate."""
     spec = [bench.spec.micro or bench.spec.batch_size, bench.spec.checkpointing]
-    first = [seed for seed in bench.study.seeds_of(mode)[:1] if seed != bench.seed]
+    first = [seed for seed in bench.study.seeds_of(mode, bench.encoder)[:1] if seed != bench.seed]
     return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first])
 
 
@@ -177,7 +177,7 @@ def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Pat
 def histories(bench: Bench, mode: str) -> pd.DataFrame:
     """Return the training histories of all runs of a mode: columns fold, seed, rate, epoch, loss, macro F1, NLL."""
     tables = []
-    for one in map(bench.of_seed, bench.study.seeds_of(mode)):
+    for one in map(bench.of_seed, bench.study.seeds_of(mode, bench.encoder)):
         folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(one, mode)[:12]
         for path in sorted(folder.glob("fold*/rate*/best.json")):
             history = pd.DataFrame(artifacts.read_json(path)["history"])
@@ -203,7 +203,7 @@ def costs(
         spec, encoder = study.encoder_spec(name), blank(study, name)
         grid = len(study.recipe.grid(mode))
         choosing = study.folds if splits.scheme == "crossval" else 1  # folds whose first seed tries the whole grid
-        runs = len(study.seeds_of(mode)) * study.folds + choosing * (grid - 1)
+        runs = len(study.seeds_of(mode, name)) * study.folds + choosing * (grid - 1)
         model = Classifier(encoder, len(study.the_task.classes), study.recipe, mode, spec)
         row = {"encoder": name, "mode": mode, "runs": runs, **estimate(model, study.recipe, images, runs)}
         if disk:  # the best epoch of every run; a checkpoint holds two moments of every number besides

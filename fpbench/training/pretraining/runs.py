@@ -1,5 +1,6 @@
 """A pretraining of a study from end to end: corpus, proof, loop, and a weights file with a model card that an encoder is filled from."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Result:
     history: pd.DataFrame  # a row per epoch, the first of step 0
 
 
-def pretrain(study: Study, name: str, corpus: Corpus | None = None) -> Result:
+def pretrain(study: Study, name: str, corpus: Corpus | None = None, seed: int | None = None) -> Result:
     """Pretrain, or take up a finished or interrupted run, and write weights and card.
 
     Parameters
@@ -40,6 +41,8 @@ def pretrain(study: Study, name: str, corpus: Corpus | None = None) -> Result:
         Of the study's pretrainings.
     corpus
         Of ``corpus.gather``, which is asked for it by default; the proof that it holds nobody who is tested is made here.
+    seed
+        One of its ``seeds``, where it has several; default: the study's, of them.
 
     Raises
     ------
@@ -48,21 +51,24 @@ def pretrain(study: Study, name: str, corpus: Corpus | None = None) -> Result:
     """
     corpus = corpus or gather(study, name)
     prove(corpus)
-    plan, file = study.pretraining[name], results.pretrained(study, name)
+    plan, file = study.pretraining[name], results.pretrained(study, name, seed)
+    if plan.seeds:
+        plan = replace(plan, seed=study.seed if seed is None else seed, seeds=[])
     encoder = loading.load_encoder(study, plan.start)
     key = run_key(plan, encoder, corpus)
     about = artifacts.whole(file)
     if about.get("key") != key:
-        about = _trained(study, name, encoder, corpus, file, key)
+        about = _trained(study, name, plan, encoder, corpus, file, key)
     return Result(file, about["card"], pd.DataFrame(about["history"]))
 
 
-def _trained(study: Study, name: str, encoder: Encoder, corpus: Corpus, file: Path, key: str) -> dict:
+def _trained(
+    study: Study, name: str, plan: Pretraining, encoder: Encoder, corpus: Corpus, file: Path, key: str
+) -> dict:
     """Run the loop, write weights and card, and return the sidecar."""
-    plan = study.pretraining[name]
     model = Pair(encoder, plan.objective.prototypes_for(len(corpus.learners)), plan.objective, plan.seed)
     run = Pretrainer(model, part_of(corpus, encoder.device), plan, file.parent / key[:12], key, f"pretraining {name}")
-    card = describe(study, name, encoder, corpus, run.run(), run.best_epoch)
+    card = describe(study, name, plan, encoder, corpus, run.run(), run.best_epoch)
     run.keep_best(file, {"best": run.best_epoch, "card": card})
     with artifacts.atomic(file.with_suffix(".md")) as path:
         path.write_text(written(card))
@@ -84,9 +90,11 @@ def run_key(plan: Pretraining, encoder: Encoder, corpus: Corpus) -> str:
     return artifacts.digest([trainer.VERSION, recipe, encoder.identity(), corpus.digest(), corpus.stack.side, device])
 
 
-def describe(study: Study, name: str, encoder: Encoder, corpus: Corpus, history: pd.DataFrame, best: int) -> dict:
+def describe(
+    study: Study, name: str, plan: Pretraining, encoder: Encoder, corpus: Corpus, history: pd.DataFrame, best: int
+) -> dict:
     """Return the model card: what the weights are, where they come from, what they saw, and under what licence."""
-    plan, first = study.pretraining[name], history.iloc[0]
+    first = history.iloc[0]
     chosen = history[history["epoch"] == best].iloc[0]
     what = "test pictures in the corpus (transductive): no evidence of a held-out score" if corpus.transductive else ""
     told = f"pretrained here from {plan.start} on {len(corpus.learners):,} pictures of {', '.join(corpus.summary()['cohort'].unique())}"
@@ -154,9 +162,15 @@ def told(card: dict) -> str:
     return f"Step 0 was never beaten: by the monitor, this pretraining gained nothing ({numbers}); the best later epoch is kept."
 
 
-def conclude(study: Study, result: Result) -> None:
+def repeats(study: Study, name: str, corpus: Corpus) -> list[Result]:
+    """Pretrain with every other seed, if there are several."""
+    return [pretrain(study, name, corpus, seed) for seed in study.pretraining[name].seeds if seed != study.seed]
+
+
+def conclude(study: Study, result: Result, others: Sequence[Result] = ()) -> None:
     """Write ``pretraining/<name>.json``, the list of files with their SHA-256: the job is done."""
-    files = [result.file, artifacts.sidecar(result.file), result.file.with_suffix(".md")]
+    made = [one.file for one in (result, *others)]
+    files = [each for file in made for each in (file, artifacts.sidecar(file), file.with_suffix(".md"))]
     done = {str(file.relative_to(study.folder)): artifacts.file_sha256(file) for file in files}
     artifacts.write_json(study.folder / "pretraining" / f"{result.card['name']}.json", {"files": done})
 
