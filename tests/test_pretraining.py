@@ -16,13 +16,15 @@ import torch
 from conftest import Fork, write_spain
 from PIL import Image
 
-from fpbench import cohorts, load_study, loading, predictions
+from fpbench import cohorts, load_study, loading, predictions, results
 from fpbench.analysis import claims, statistics
 from fpbench.encoders import facts, load_encoder
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts
 from fpbench.recipe import Augmentation, CorpusSpec, Objective, Pretraining, Views
 from fpbench.splits import make_splits
+from fpbench.training import probing
+from fpbench.training.bench import open_bench
 from fpbench.training.loop import Diverged, Pictures
 from fpbench.training.pretraining import corpus as corpora
 from fpbench.training.pretraining import losses, masks, monitor, runs, trainer, views
@@ -621,6 +623,8 @@ def test_a_transductive_corpus_is_as_large_holds_test_pictures_and_says_so(archi
         (("locals: 1", "localss: 1"), "unknown key 'localss': did you mean 'locals'"),
         (("ibot: 0.0", "dino: 0.0, ibot: 0.0"), "dino or ibot above 0"),
         (("[{name: spain}]", "[{name: spain, folder: x}]"), "expected one of name"),
+        (("epochs: 1", "seeds: [1, 2]"), "seeds: expected the study's own, 0, among"),
+        (("epochs: 1", "seeds: [0, 0]"), "expected different seeds"),
     ],
 )
 def test_a_study_that_cannot_pretrain_is_refused(archive, change, says):
@@ -667,6 +671,51 @@ def test_the_result_is_an_encoder_like_any_other(archive):
     runs.conclude(study, result)
     listed = artifacts.read_json(study.folder / "pretraining" / "one.json")["files"]
     assert listed["pretraining/one/one.safetensors"] == adapted.weights.file_sha256
+
+
+def test_a_pretraining_with_several_seeds_is_probed_with_each(archive):
+    from fpbench.analysis import scoring
+
+    study = study_of(archive, change=("epochs: 1", "epochs: 1\n    seeds: [3, 0]"))
+    assert study.seeds_of("logistic", "adapted") == [3, 0]
+    assert study.seeds_of("logistic", "tiny") == [0]
+    found = corpora.gather(study, "one")
+    first, others = runs.pretrain(study, "one", found), runs.repeats(study, "one", found)
+    assert [one.file.name for one in (first, *others)] == ["one.safetensors", "one.seed3.safetensors"]
+    assert others[0].card["recipe"]["seed"] == 3
+    assert first.file.read_bytes() != others[0].file.read_bytes()
+    runs.conclude(study, first, others)
+    assert len(artifacts.read_json(study.folder / "pretraining" / "one.json")["files"]) == 6
+    home, external = loading.load_cohorts(study)
+    splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
+    files = {}
+    for name in ("adapted", "tiny"):
+        files[name] = probing.run_probe(open_bench(study, name, home, external, splits), "logistic")
+    assert [path.name for path in files["adapted"]][:6] == [
+        *(f"fold{k}.seed3.parquet" for k in range(5)),
+        "fold0.parquet",
+    ]
+    assert len(files["tiny"]) == 5
+    assert set(results.files(study)) == {*files["adapted"], *files["tiny"]}
+    told = [artifacts.checked(path)["encoder"] for path in files["adapted"][::5]]
+    assert [one["weights"]["location"] for one in told] == ["one.seed3.safetensors", "one.safetensors"]
+    scores = scoring.evaluate(predictions.read(results.files(study), study.the_task), study.the_task)
+    table = scoring.overview(scores, study.the_task).set_index("encoder")
+    rows = scores[
+        (scores["encoder"] == "adapted") & (scores["metric"] == "macro F1") & (scores["duplicates"] == "as published")
+    ]
+    assert len(rows) == 10
+    assert table.loc["adapted", "mean"] == pytest.approx(rows["value"].mean())
+    assert table.loc["adapted", "sd_seeds"] == pytest.approx(rows.groupby("seed")["value"].mean().std())
+    assert np.isnan(table.loc["tiny", "sd_seeds"])
+    before = {path: path.read_bytes() for path in files["adapted"]}
+    probing.run_probe(open_bench(study, "adapted", home, external, splits), "logistic")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_seeds_that_cannot_be_paired_are_refused(archive):
+    with pytest.raises(InputError, match="expected the same seeds everywhere"):
+        study_of(archive, change=("pretraining:\n  one:", "seeds: [0, 1]\npretraining:\n  one:\n    seeds: [0, 2]"))
 
 
 @pytest.mark.parametrize("name", ["dinov3", "usfm", "fetalclip", "mofo", "ultrasam", "resnet50", "efficientnetv2_s"])
