@@ -267,5 +267,5 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = fpbench("run", "explore", FPBENCH_RESULTS=str(tmp_path / "file" / "results"))
     assert done.returncode == 1
-    assert f"Not a directory: '{tmp_path}/file/results/explore'" in done.stderr
+    assert f"Not a directory: '{tmp_path}/file'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -125,6 +125,8 @@ def share_tree(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are not there."""
     if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         share(folder)

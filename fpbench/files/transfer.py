@@ -95,7 +95,7 @@ def explain(error: BaseException) -> str:
         return f"the proxy does not let us through ({text}): correct HTTPS_PROXY, or list the server in NO_PROXY"
     if kinds & {"NewConnectionError", "ConnectTimeoutError", "ConnectError", "ConnectTimeout"}:
         return f"no way to the server ({text}): is a firewall between? Set HTTPS_PROXY if there is a proxy"
-    return "the hub has no such file in its cache, and was not asked" if "LocalEntryNotFoundError" in kinds else ""
+    return ""
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -30,6 +30,7 @@ USUAL = 6e9  # bytes that a job may need, where nobody said how many run at once
 @contextmanager
 def alone(folder: Path) -> Iterator[int | None]:
     """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed, if there are locks."""
+    sharing.make_folder(folder)
     waiting = f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it"
     with sharing.hold(folder / LOCK, waiting=waiting) as handle:
         with suppress(PermissionError):  # of another user
