@@ -16,6 +16,7 @@ install: .venv/installed  ## make .venv from the lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --editable .
+	$(BIN)/uv pip install --quiet --no-deps lightly==1.6.0  # what the losses of pretraining are tested against; its own needs are many, and not ours
 	touch $@
 
 demo: install  ## the whole benchmark on phantoms, offline

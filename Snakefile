@@ -45,6 +45,7 @@ for ROW in jobs.rows():
             call=lambda wildcards, output, row=ROW: shlex.join(jobs.call(row, OUT, config["study"], wildcards)),
         wildcard_constraints:
             encoder="[^/]+",
+            pretraining="[^/]+",
             mode="|".join(tunings(ROW["rule"])) or "none",
         log:
             **({} if ROW["rule"] == "report" else {"notebook": OUT / "notebooks" / f"{ROW['job']}.ipynb"}),

@@ -250,6 +250,9 @@ def notebook(
 
 def main() -> None:
     """Run the command line; an error that a user can act on is printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a sign that a terminal does not know is worth no run
     paths.settle()
     try:
         app()
@@ -258,12 +261,13 @@ def main() -> None:
             raise
         print(f"fpbench: {told}", file=sys.stderr)
         raise SystemExit(1) from None
-    except (
-        InputError,
-        OSError,
-        extras.MissingExtra,
-    ) as error:  # MissingError is an OSError, as a folder that cannot be written
-        print(f"fpbench: {error}", file=sys.stderr)
+    except Exception as error:  # MissingError is an OSError, as a folder that cannot be written
+        from fpbench.files.transfer import explain
+
+        way = explain(error)  # of a library that found no way to its server
+        if not way and not isinstance(error, InputError | OSError | extras.MissingExtra):
+            raise
+        print(f"fpbench: {error}", *[way] * (way not in str(error)), sep="\n", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from fpbench import __version__, encoders, images, loading
+from fpbench import __version__, encoders, images, loading, results
 from fpbench.cohorts import SOURCES, count_images, locate, read_images, source_of
 from fpbench.cohorts.source import Source
 from fpbench.encoders import catalogue, fetch
 from fpbench.errors import InputError
 from fpbench.extras import EXTRAS
-from fpbench.files import artifacts, machine, paths
+from fpbench.files import artifacts, machine, paths, sharing
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 NAMED = ("fpbench", "python", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "scikit-learn")
@@ -142,6 +142,9 @@ def _weights(study: Study, spec: EncoderSpec, full: bool) -> tuple[str, str]:
     entry, *_ = _facts(spec)
     if spec.weights == "random":
         return "ok", f"random weights, seed {spec.seed}"
+    if spec.pretraining:
+        made = results.pretrained(study, spec.pretraining).is_file()
+        return "ok", f"{'made' if made else 'to be made'} by the study's pretraining {spec.pretraining}"
     if spec.weights != "hub":
         path = Path(loading.weights(study, spec))
         return "ok", f"{path.name}, {path.stat().st_size:,} bytes: a file of the study, held to no hash"
@@ -204,7 +207,8 @@ def _free(folder: Path) -> int:
 def _device(study: Study) -> tuple[str, str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", study.device):
         raise InputError(f"expected auto, cpu, cuda or cuda:N, found {study.device}")
-    hopeless = sys.platform == "linux" and not any(next(Path("/dev").glob(name), None) for name in GPUS)
+    there = sys.platform != "linux" or any(next(Path("/dev").glob(name), None) for name in GPUS)
+    hopeless = not there and not machine.named_gpus()
     device = "cpu" if study.device == "cpu" or (study.device == "auto" and hopeless) else loading.device(study)
     if device == "cpu":
         large = [spec.name for spec in study.encoders if spec.model in catalogue.CATALOGUE]
@@ -225,9 +229,15 @@ def _writing(study: Study, what: str) -> tuple[str, str]:
     try:
         tempfile.TemporaryFile(dir=_nearest(folder)).close()
     except OSError as error:
+        other = what == "cache" and folder != paths.results() / "cache" and folder.is_dir()
         drawn = any(one.name in SOURCES and one.prepare for _, one in _sources(study))
-        needed = ("results", "cache", "data" if drawn else "")
-        return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}"
+        needed = ("results", "" if other else "cache", "data" if drawn else "")
+        more = f": what is new goes to {paths.results() / 'cache'}" if other else ""
+        return "fail" if what in needed else "warn", f"{folder} cannot be written: {error.strerror}{more}"
+    if what != "results" and (bad := sharing.closed(folder, what == "cache")):
+        whose, few = ", ".join(sorted({sharing.owner(path) for path in bad})), f"{len(bad):,} files or folders"
+        way = f"{'what is wanted of them is made again. ' * (what == 'cache')}Ask there for `chmod -R g+rwX {folder}`"
+        return "warn", f"{folder}: {few} of {whose} are closed to you, the first is {bad[0]}: {way}"
     return "ok", str(folder)
 
 

@@ -1,21 +1,25 @@
 """What a study names, opened: its cohorts, its encoders on their device."""
 
+import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fpbench import cohorts
+from fpbench import cohorts, encoders, images, results
 from fpbench.cohorts import Cohort
 from fpbench.cohorts.source import Source
-from fpbench.errors import InputError
-from fpbench.files import paths
+from fpbench.errors import InputError, MissingError
+from fpbench.files import artifacts, machine, paths, progress
 from fpbench.study import CohortSpec, EncoderSpec, Study
 
 if TYPE_CHECKING:
     from fpbench.encoders import Encoder
+    from fpbench.images import Geometry
 
 
 def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
-    """Return the cohort that trains, and the external ones that test: all others.
+    """Return the cohort that trains, and the external ones that test: all others; each knows the ``geometries`` of the study.
 
     Raises
     ------
@@ -26,8 +30,24 @@ def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
     sources(study)
     loaded = [cohorts.load_cohort(*where(study, spec), spec.missing) for spec in study.cohorts]
     check(study, loaded)
+    loaded = [replace(cohort, geometries=geometries(study)) for cohort in loaded]
     home = next(cohort for cohort in loaded if cohort.source.population == task.train)
     return home, tuple(cohort for cohort in loaded if cohort is not home)
+
+
+def geometries(study: Study) -> tuple[images.Geometry, ...]:
+    """Return what the jobs of a study make of every picture, as far as no model must be built to know it (``encoders.declared``).
+
+    The first job that decodes makes all of it. An encoder whose weights file is not there, or which failed in the last run, asks for
+    nothing; one of timm, open_clip or transformers whose geometry the study does not declare in full has a pass of its own.
+    """
+    found = [images.BORDERS]  # of notebook 08
+    for spec in results.present(study):
+        with suppress(InputError, OSError):  # the matter of its own jobs
+            file = weights_file(spec)
+            if (file is None or file.is_file()) and (one := encoders.declared(spec.model, spec.pooling, spec.geometry)):
+                found.append(one)
+    return tuple(dict.fromkeys(found))
 
 
 def check(study: Study, loaded: list[Cohort]) -> None:
@@ -48,12 +68,11 @@ def load_encoder(study: Study, name: str) -> "Encoder":
     """Return an encoder of the study, on its device; holds torch to the study's threads."""
     import torch
 
-    from fpbench import encoders
-
+    progress.begin(f"loading {name}")
     torch.set_num_threads(study.threads)
     spec = study.encoder_spec(name)
     settings = {key: value for key in ("mean", "std", "pooling", "prefix", "options") if (value := getattr(spec, key))}
-    return encoders.load_encoder(
+    encoder = encoders.load_encoder(
         spec.model,
         weights(study, spec),
         name=name,
@@ -62,22 +81,41 @@ def load_encoder(study: Study, name: str) -> "Encoder":
         ignore=tuple(spec.ignore),
         **settings,
     ).to(device(study))
+    return _made_here(study, spec, encoder) if spec.pretraining else encoder
+
+
+def _made_here(study: Study, spec: EncoderSpec, encoder: "Encoder") -> "Encoder":
+    """Return an encoder that a pretraining of the study made, its facts those of the model card."""
+    card = artifacts.checked(results.pretrained(study, spec.pretraining))["card"]
+    told = replace(
+        encoder.weights, licence=card["licence"], saw=card["saw"], notes=(*encoder.weights.notes, card["note"])
+    )
+    return replace(encoder, weights=told)
+
+
+def geometry(study: Study, name: str) -> "Geometry":
+    """Return how an encoder of the study sees a picture; no weights are needed."""
+    spec = replace(study.encoder_spec(name), weights="random", ignore=[])
+    return load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), name).geometry
 
 
 def best_device() -> str:
-    """Return cuda where there is a GPU, else cpu."""
+    """Return cuda where there is a GPU, else cpu; InputError where ``FPBENCH_GPUS`` names some and torch sees others, or none."""
     import torch
 
+    names = machine.named_gpus()
+    os.environ.update(machine.visible(names) if names else {})
+    if names and not 0 < (seen := torch.cuda.device_count()) <= len(names):  # of MIG instances it sees one
+        how = "expected numbers or names as `nvidia-smi -L` gives them, set before torch first looks"
+        raise InputError(f"FPBENCH_GPUS={','.join(names)}: torch sees {seen} GPUs: {how}; or take it out")
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device(study: Study) -> str:
     """Return cpu, cuda or cuda:N; InputError if it is not there."""
-    import torch
-
     if study.device == "auto":
         return best_device()
-    if study.device.startswith("cuda") and not torch.cuda.is_available():
+    if study.device.startswith("cuda") and best_device() == "cpu":
         raise InputError(f"device {study.device}: torch sees no GPU here; use 'auto' or 'cpu'")
     return study.device
 
@@ -117,8 +155,22 @@ def root(study: Study, spec: CohortSpec) -> Path:
     return paths.expand(spec.root) if spec.root else paths.data() / spec.name
 
 
+def weights_file(spec: EncoderSpec) -> Path | None:
+    """Return where the weights file of an encoder lies or shall lie, unopened; None where there is none."""
+    if spec.weights == "hub" and ":" not in spec.model:
+        from fpbench.encoders.fetch import path_of
+
+        return path_of(spec.model)
+    return None if spec.pretraining or spec.weights in ("hub", "random") else paths.expand(spec.weights)
+
+
 def weights(study: Study, spec: EncoderSpec) -> str:
     """Return the weights of an encoder as ``encoders.load_encoder`` takes them: hub, random, or an absolute path."""
+    if spec.pretraining:
+        if not (path := results.pretrained(study, spec.pretraining)).is_file():
+            how = f"run the study, or notebook 10 with pretraining={spec.pretraining}"
+            raise MissingError(f"encoder {spec.name}: expected weights at {path}, found nothing: {how}")
+        return str(path)
     if spec.weights == "hub" and ":" not in spec.model:  # a file of the catalogue, pinned by the study
         from fpbench.encoders.fetch import locate
 

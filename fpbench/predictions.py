@@ -1,6 +1,6 @@
 """Predictions: what crosses from compute to analysis.
 
-One parquet file per encoder, protocol and fold: one row per image, validation and test rows, with the logits of every class
+One parquet file per encoder, protocol, fold and seed: one row per image, validation and test rows, with the logits of every class
 of the task. A JSON sidecar says where they come from. Every score, interval, table and most figures are functions of these
 files alone, so the analysis can be rebuilt anywhere without an image or a GPU.
 
@@ -122,7 +122,9 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
         encoder has another fingerprint than in the other files; the message names the file.
     """
     frames: list[tuple[Path, pd.DataFrame]] = []
-    first: dict[str, tuple[dict, Path]] = {}  # encoder -> its fingerprint and where it stood
+    first: dict[
+        tuple, tuple[dict, Path]
+    ] = {}  # encoder (and the seed it was pretrained with) -> its fingerprint and where it stood
     for path in sorted(files):
         try:
             encoder: Any = artifacts.checked(path).get("encoder")
@@ -130,7 +132,8 @@ def read(files: Iterable[Path], task: Task) -> pd.DataFrame:
             raise MissingError(f"expected a predictions file with its sidecar at {path}: run notebook 04") from None
         try:
             run = "submission" not in encoder  # else nothing was run here, and there is no fingerprint
-            known, other = first.setdefault(encoder["name"], (encoder["fingerprint"], path)) if run else ({}, path)
+            whose = (encoder["name"], encoder.get("seed")) if run else ()
+            known, other = first.setdefault(whose, (encoder["fingerprint"], path)) if run else ({}, path)
             equal, frame = not run or same(known, encoder["fingerprint"]), pd.read_parquet(path)
         except Exception as error:  # a foreign file can raise anything
             raise InputError(f"{path}: no predictions file and its sidecar ({error!r:.200}): delete both") from None

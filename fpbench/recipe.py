@@ -1,4 +1,4 @@
-"""How probes are fitted and networks fine-tuned: plain numbers, one rule for all encoders; fine-tuning is declared in the study."""
+"""How probes are fitted, networks fine-tuned and pretrained: plain numbers, one rule for all encoders; declared in the study."""
 
 from dataclasses import dataclass, field
 
@@ -66,3 +66,134 @@ class Recipe:
     def grid(self, mode: str) -> list[float]:
         """Return the learning rates to choose from."""
         return self.rates if mode == "full" else self.lora_rates
+
+
+@dataclass(frozen=True)
+class Views:
+    """What pretraining shows of a picture: crops of a cached grey array, each changed in its own way."""
+
+    cache: int = 320  # side of the cached grey pictures, pixels
+    size: int = 224  # side of a global view, pixels
+    local_size: int = 96  # side of a local view, pixels; 98 for patches of 14
+    locals: int = 6  # local views of a picture, beside two global ones
+    scale: list[float] = field(default_factory=lambda: [0.32, 1.0])  # area of a global crop, share of the picture's
+    local_scale: list[float] = field(default_factory=lambda: [0.05, 0.32])  # the same of a local crop
+    black: float = 0.5  # a local crop that is black to a larger share is drawn again
+    blur: float = 0.3  # probability of a mild blur
+    change: Augmentation = field(default_factory=lambda: Augmentation(rotate=10.0, shift=0.0, scale=0.0))
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be cut."""
+        sides = {name: getattr(self, name) for name in ("cache", "size", "local_size")}
+        if bad := {name: value for name, value in sides.items() if not 8 <= value <= 1024} or self.locals < 0:
+            raise InputError(f"views: expected sides from 8 to 1024 pixels and locals >= 0, found {bad or self.locals}")
+        for name in ("scale", "local_scale"):
+            found = getattr(self, name)
+            if len(found) != 2 or not 0 < found[0] <= found[1] <= 1:
+                raise InputError(f"views: {name}: expected two shares, the smaller first, found {found}")
+        if not 0 <= self.blur <= 1 or not 0 < self.black <= 1:
+            raise InputError(f"views: expected blur and black from 0 to 1, found {self.blur} and {self.black}")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What pretraining asks for, and how it steps. Pairs are values at the first and at the last step."""
+
+    batch: int = 64  # pictures per step; all of a step's views are in memory at once
+    dino: float = 1.0  # weight of the cross-entropy between views
+    ibot: float = 1.0  # weight of the same on masked patches; 0: no patch is masked (networks without patches)
+    koleo: float = 0.1  # weight of the spread of features within a batch
+    prototypes: int = 0  # 0: by the size of the corpus, 1,024 up to 20,000 pictures
+    hidden: int = 2048  # width of the head
+    bottleneck: int = 256  # numbers before the prototypes
+    targets: str = "centring"  # centring | sinkhorn
+    student_temperature: float = 0.1
+    temperature: list[float] = field(
+        default_factory=lambda: [0.04, 0.07]
+    )  # of the teacher, over the first `warm` of all steps
+    warm: float = 0.3
+    centre_momentum: float = 0.9
+    momentum: list[float] = field(default_factory=lambda: [0.992, 1.0])  # of the teacher, cosine
+    rate: float = 0.004  # learning rate at 1,024 pictures, times sqrt(batch / 1,024); a tenth from released weights
+    rate_end: float = 1e-6
+    warmup: float = 0.1  # share of all steps with a rising learning rate; then a cosine
+    weight_decay: list[float] = field(default_factory=lambda: [0.04, 0.04])  # of matrices, cosine
+    layer_decay: float = 0.9  # factor of the learning rate per layer downwards; transformers
+    patch_factor: float = 0.2  # factor of the learning rate of what cuts patches; transformers
+    heads: float = 0.1  # share of all steps that train the heads alone, where it starts from released weights
+    frozen: float = 0.01  # share of all steps in which the prototypes stand still
+    clip: float = 3.0  # largest norm of the gradient, of network and head apart; 0: any
+    drop_path: float = 0.1  # as in fine-tuning, of the student
+    batchnorm: str = "live"  # live: statistics of the batch | frozen
+    masked: float = 0.5  # share of the global views that are masked
+    mask: list[float] = field(default_factory=lambda: [0.1, 0.5])  # share of their patches
+    bf16: bool = True  # bfloat16 autocast on a GPU; losses are float32
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        if self.batch < 2 or min(self.hidden, self.bottleneck) < 1 or self.prototypes < 0:
+            raise InputError(
+                f"pretraining: expected batch >= 2, hidden, bottleneck >= 1, prototypes >= 0, found {self}"
+            )
+        if min(self.dino, self.ibot, self.koleo) < 0 or not self.dino + self.ibot:
+            raise InputError("pretraining: expected weights of losses >= 0, and dino or ibot above 0")
+        if self.targets not in ("centring", "sinkhorn") or self.batchnorm not in ("live", "frozen"):
+            found = f"{self.targets!r} and {self.batchnorm!r}"
+            raise InputError(
+                f"pretraining: expected targets centring or sinkhorn, batchnorm live or frozen, found {found}"
+            )
+        pairs = {name: getattr(self, name) for name in ("temperature", "momentum", "weight_decay", "mask")}
+        if bad := {name: pair for name, pair in pairs.items() if len(pair) != 2 or min(pair) < 0 or max(pair) > 1}:
+            raise InputError(f"pretraining: expected pairs of numbers from 0 to 1, found {bad}")
+        if min(self.temperature) <= 0 or self.student_temperature <= 0 or self.rate <= 0:
+            raise InputError("pretraining: expected temperatures and rate above 0")
+        names = ("warm", "centre_momentum", "warmup", "heads", "frozen", "drop_path")
+        if bad_shares := {name: getattr(self, name) for name in names if not 0 <= getattr(self, name) < 1}:
+            raise InputError(f"pretraining: expected shares from 0 to below 1, found {bad_shares}")
+
+    def prototypes_for(self, pictures: int) -> int:
+        """Return the number of prototypes for a corpus: as declared, else by its size."""
+        steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16_384), (500_000, 32_768))
+        return self.prototypes or next((count for most, count in steps if pictures <= most), 65_536)
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """A part of a pretraining corpus; labels are not needed."""
+
+    name: str = ""  # a cohort, as in `cohorts`
+    file: str = ""  # or the YAML file that describes one
+    folder: str = ""  # or any folder of pictures
+    root: str = ""  # folder of a named cohort; empty: as the study's own, else <data>/<name>
+    parts: list[str] = field(default_factory=list)  # of the published split: train, test; empty: all that may enter
+    missing: str = "error"  # error | drop
+
+    def __post_init__(self) -> None:
+        """Refuse what names none, or two."""
+        if sum(map(bool, (self.name, self.file, self.folder))) != 1 or (self.root and not self.name):
+            raise InputError(f"corpus: expected one of name (with root), file, folder, found {self}")
+
+    @property
+    def title(self) -> str:
+        """Return what a person calls it."""
+        return self.name or self.file or self.folder
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One pretraining of a study: where it starts, on what, how long."""
+
+    start: str  # an encoder of the study; its weights, also random ones, are the start
+    corpus: list[CorpusSpec]
+    epochs: int = 100
+    seed: int = 0
+    transductive: bool = False  # test pictures replace as many training pictures: measures a leak
+    views: Views = field(default_factory=Views)
+    objective: Objective = field(default_factory=Objective)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if self.epochs < 1 or not self.corpus:
+            raise InputError(f"pretraining from {self.start}: expected epochs >= 1 and a corpus")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"pretraining from {self.start}: expected a seed from 0 to 2^32 - 1, found {self.seed}")

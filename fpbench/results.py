@@ -1,17 +1,28 @@
 """Where the results of a study lie, and which of them are there."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
+from fpbench.errors import InputError
 from fpbench.files import artifacts, provenance
 from fpbench.protocols import PROTOCOLS, SUBMITTED
 from fpbench.study import EncoderSpec, Study
 
 
-def path(study: Study, encoder: str, protocol: str, fold: int, question: str = "") -> Path:
-    """Return the path of one predictions file; those of a side question lie apart."""
+def path(study: Study, encoder: str, protocol: str, fold: int, question: str = "", seed: int | None = None) -> Path:
+    """Return the path of one predictions file; those of a side question lie apart, those of another seed than the study's are named after it."""
     folder = study.folder / "questions" / question if question else study.folder / "predictions"
-    return folder / encoder / protocol / f"fold{fold}.parquet"
+    end = "" if seed in (None, study.seed) else f".seed{seed}"
+    return folder / encoder / protocol / f"fold{fold}{end}.parquet"
+
+
+def run_of(file: Path, seed: int = 0) -> tuple[int, int]:
+    """Return fold and seed of a predictions file, by its name; ``seed``: the study's."""
+    found = re.fullmatch(r"fold(\d+)(?:\.seed(\d+))?\.parquet", file.name)
+    if not found:
+        raise InputError(f"{file}: expected fold<k>.parquet or fold<k>.seed<s>.parquet")
+    return int(found[1]), int(found[2] or seed)
 
 
 def files(study: Study) -> list[Path]:
@@ -23,7 +34,8 @@ def files(study: Study) -> list[Path]:
     names = [(spec.name, probe) for spec in present(study) for probe in study.probes]
     names += [one for one in study.tunings() if "/".join(one) not in lost]
     names += [(name, SUBMITTED) for name in submitted(study)]
-    return [path(study, *name, fold) for name in names for fold in range(study.folds)]
+    runs = [(name, seed) for name in names for seed in study.seeds_of(name[1])]
+    return [path(study, *name, fold, seed=seed) for name, seed in runs for fold in range(study.folds)]
 
 
 def conclude(study: Study, encoder: str, name: str, written: list[Path]) -> None:
@@ -36,6 +48,11 @@ def submitted(study: Study) -> dict[str, Path]:
     """Return the models whose answers were imported (``submissions``), in order, and the record of each."""
     records = sorted((study.folder / "predictions").glob(f"*/{SUBMITTED}.json"))
     return {record.parent.name: record for record in records}
+
+
+def pretrained(study: Study, name: str) -> Path:
+    """Return the path of the weights of one of the study's pretrainings; its sidecar is the model card."""
+    return study.folder / "pretraining" / name / f"{name}.safetensors"
 
 
 def missing(study: Study) -> dict[str, str]:

@@ -13,6 +13,7 @@ seeds. Which cut was used is told.
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
 
@@ -62,6 +63,10 @@ class Splits:
 
     def digest(self) -> str:
         """Return a digest of the cut."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         rows = self.frame[["image_id", "group", "part"]].to_numpy().tolist()
         return artifacts.digest([self.scheme, self.folds, rows])
 

@@ -3,6 +3,7 @@
 Where its results lie is ``results``; what it names is opened by ``loading``.
 """
 
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from types import ModuleType
 
 from fpbench.errors import InputError, MissingError
 from fpbench.files import paths, records
-from fpbench.protocols import PROTOCOLS, probes, tunings
-from fpbench.recipe import Recipe
+from fpbench.protocols import FINETUNING, PROTOCOLS, probes, tunings
+from fpbench.recipe import Pretraining, Recipe
 from fpbench.tasks import TASKS, Task, get_task
+
+PRETRAINED = "pretraining/"  # weights that a pretraining of the study makes
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class EncoderSpec:
 
     name: str  # in tables and file names
     model: str  # name in the catalogue (usfm), its miniature (usfm-mini), or family:architecture
-    weights: str = "hub"  # hub (for the catalogue: what `fpbench fetch weights` got) | random | a file
+    weights: str = (
+        "hub"  # hub (for the catalogue: what `fpbench fetch weights` got) | random | a file | pretraining/NAME
+    )
     geometry: dict = field(default_factory=dict)  # kind, size, interpolation, crop
     mean: list[float] = field(default_factory=list)  # of channels in [0, 1]
     std: list[float] = field(default_factory=list)
@@ -59,6 +64,11 @@ class EncoderSpec:
     bf16: bool = False  # bfloat16 autocast, of embedding
     micro: int = 0  # images per forward pass of fine-tuning; 0: batch_size
     checkpointing: bool = False  # compute activations twice rather than keep them, in fine-tuning
+
+    @property
+    def pretraining(self) -> str:
+        """Return the name of the pretraining that makes its weights; empty: none does."""
+        return self.weights.removeprefix(PRETRAINED) if self.weights.startswith(PRETRAINED) else ""
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,15 @@ class Study:
     split: str = "official"  # official | crossval
     folds: int = 5
     seed: int = 0  # of the folds and of every fit
+    seeds: list[int] = field(default_factory=list)  # of fine-tuning, a run each on every fold; empty: `seed` alone
     probes: list[str] = field(default_factory=lambda: ["logistic"])  # logistic, ridge, knn, or of an extension
     threads: int = 2  # of every computation on the CPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     tuned: dict[str, list[str]] = field(default_factory=dict)  # protocol -> encoders; in the file, `full: [usfm]`
     recipe: Recipe = field(default_factory=Recipe)  # of all fine-tuning
+    pretraining: dict[str, Pretraining] = field(
+        default_factory=dict
+    )  # name -> one; encoders take `weights: pretraining/NAME`
     extensions: list[str] = field(default_factory=list)  # Python files that register encoders, cohorts, probes
 
     def __post_init__(self) -> None:
@@ -108,9 +122,39 @@ class Study:
             raise InputError(f"encoders {bad}: expected batch_size >= 1 and micro >= 0 (0: batch_size)")
         if bad := [spec.name for spec in self.encoders if {len(spec.mean), len(spec.std)} - {0, 3} or 0 in spec.std]:
             raise InputError(f"encoders {bad}: expected mean and std of three channels, no std of 0")
+        self._check_pretraining()
         if self.threads < 1 or self.folds < 2 or not 0 <= self.seed < 2**32:
             found = f"{self.threads}, {self.folds}, {self.seed}"
             raise InputError(f"expected threads >= 1, folds >= 2, a seed from 0 to 2^32 - 1, found {found}")
+        if len(set(self.seeds)) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise InputError(f"seeds: expected different numbers from 0 to 2^32 - 1, found {self.seeds}")
+
+    def _check_pretraining(self) -> None:
+        """Refuse pretrainings that would see who is tested, and encoders that do not fit theirs."""
+        check_names(*self.pretraining)
+        if self.pretraining and self.split != "official":
+            why = "under crossval every patient is tested by some fold, and whoever is in the corpus has been seen"
+            raise InputError(f"pretraining: expected `split: official`, found {self.split}: {why}")
+        specs = {spec.name: spec for spec in self.encoders}
+        for name, plan in self.pretraining.items():
+            if plan.start not in specs or specs[plan.start].pretraining:
+                known = ", ".join(one for one, spec in specs.items() if not spec.pretraining)
+                raise InputError(
+                    f"pretraining {name}: start: expected an encoder of the study, {known}; found {plan.start!r}"
+                )
+        for spec in [one for one in self.encoders if one.pretraining]:
+            if spec.pretraining not in self.pretraining:
+                known = ", ".join(self.pretraining) or "none"
+                raise InputError(
+                    f"encoder {spec.name}: weights: expected a pretraining of the study ({known}), found {spec.weights}"
+                )
+            start = specs[(plan := self.pretraining[spec.pretraining]).start]
+            if (spec.model, spec.options) != (start.model, start.options):
+                wanted = f"expected model and options of {start.name}, where its pretraining starts, {start.model} {start.options}"
+                raise InputError(f"encoder {spec.name}: {wanted}; found {spec.model} {spec.options}")
+            if plan.transductive and "transductive" not in spec.name:
+                why = "its pretraining saw test pictures, and every result must say so"
+                raise InputError(f"encoder {spec.name}: {why}: write the word transductive into its name")
 
     @property
     def folder(self) -> Path:
@@ -122,6 +166,10 @@ class Study:
         if PROTOCOLS[protocol].part != "probing":
             return self.tuned.get(protocol, [])
         return [spec.name for spec in self.encoders] if protocol in self.probes else []
+
+    def seeds_of(self, protocol: str) -> list[int]:
+        """Return the seeds that a protocol is run with: one predictions file each on every fold."""
+        return self.seeds if self.seeds and PROTOCOLS[protocol].job == FINETUNING else [self.seed]
 
     def tunings(self, job: str = "") -> list[tuple[str, str]]:
         """Return what is run encoder by encoder, (encoder, protocol); ``job``: what one job computes."""
@@ -155,8 +203,13 @@ class Study:
         )
         print(f"{self.title}\n  cohorts   {cohorts} ({self.the_task.train} trains)\n  encoders  {encoders}")
         print(f"  folds     {self.folds}, {self.split}, seed {self.seed}\n  probes    {', '.join(self.probes)}")
+        if self.seeds not in ([], [self.seed]):
+            print(f"  seeds     {', '.join(map(str, self.seeds))} of fine-tuning")
         for protocol in tunings():
             print(f"  {protocol:<9} {', '.join(self.encoders_of(protocol)) or 'none'}")
+        for name, plan in self.pretraining.items():
+            told = ", ".join(spec.title for spec in plan.corpus) + ", test pictures among them" * plan.transductive
+            print(f"  pretrained {name}: from {plan.start} on {told}, {plan.epochs} epochs")
         if self.label:
             print(f"  Mind: {self.label}.")
 
@@ -186,7 +239,7 @@ def load_study(name: str | Path) -> Study:
     path = Path(name)
     if not path.suffix:
         path = paths.home() / "studies" / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         there = ", ".join(sorted(file.stem for file in (paths.home() / "studies").glob("*.yaml")))
         raise MissingError(f"expected a study file at {path.absolute()}, found nothing: the studies are {there}")
     content, called, own = records.plain_yaml(path.read_bytes(), str(path)), {}, None
@@ -213,7 +266,7 @@ def check_names(*names: str) -> None:
 def extension(file: str) -> ModuleType:
     """Return the module of a Python file of a study, e.g. one that registers encoders; it is executed once in a process."""
     path = paths.expand(file)
-    if not path.is_file() or path.suffix != ".py":
+    if not os.path.isfile(path) or path.suffix != ".py":
         raise MissingError(f"expected a Python file at {path} (extensions of the study), found nothing")
     spec = spec_from_file_location(f"fpbench_extension_{path.stem}", path)
     assert spec is not None  # there are both for every .py

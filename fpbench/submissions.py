@@ -6,6 +6,7 @@ cohort are not there, its label file is enough: copies are not known then, and t
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def read(file: Path) -> pd.DataFrame:
     Of a text the separator is the one that its first line has most of.
     """
     kind = file.suffix.lower()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise MissingError(f"expected a table of answers at {file}, found nothing")
     if kind not in KNOWN:
         raise InputError(f"{file}: expected a file {', '.join(KNOWN)}, found {file.suffix or 'no suffix'}")
@@ -215,14 +216,14 @@ def _by_image(table: pd.DataFrame, opened: list[Cohort], form: Form, file: Path)
     for image_id in pd.concat([one.frame["image_id"] for one in opened]):
         for tail in _tails(image_id):
             tails.setdefault(tail, set()).add(image_id)
-    found, several = [], 0
-    for cell in table[form.image].astype(str):
+    found, several, cells = [], 0, table[form.image].fillna("").astype(str)
+    for cell in cells:
         fits = next((tails[tail] for tail in _tails(cell) if tail in tails), set())
         several += len(fits) > 1
         found.append(next(iter(fits)) if len(fits) == 1 else None)
     image_id = pd.Series(found, table.index, dtype=object)
     lost, lines = (
-        table.loc[image_id.isna(), form.image],
+        cells[image_id.isna()],
         [f"joined by image: {image_id.notna().sum():,} of {len(table):,} rows"],
     )
     if len(lost) == len(table):
@@ -271,7 +272,7 @@ def _logits(table: pd.DataFrame, task: Task, form: Form, file: Path) -> pd.DataF
 
 
 def _check_labels(theirs: pd.Series, found: pd.DataFrame, task: Task, form: Form, file: Path) -> None:
-    words = theirs.astype(str).str.strip().map(lambda word: form.words.get(word, word))
+    words = theirs.fillna("").astype(str).str.strip().map(lambda word: form.words.get(word, word))
     there = found["y_true"].notna()
     codes = np.array(task.codes(words[there]))
     if len(wrong := np.flatnonzero(codes != found.loc[there, "y_true"].to_numpy(int))):

@@ -69,6 +69,7 @@ class Task:
     def codes(self, labels: Iterable) -> list[int]:
         """Return the class index of each label; -1 where a label is no class of this task."""
         index = {name: code for code, name in enumerate(self.classes)}
+        labels = labels.tolist() if hasattr(labels, "tolist") else labels  # a column of text yields its values slowly
         return [index.get(label, -1) for label in labels]
 
     def space(self, classes: Sequence[str]) -> str:

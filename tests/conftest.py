@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.filterwarnings("default"))
+            if item.path.stem.startswith("10"):  # it pretrains
+                item.add_marker(pytest.mark.slow)
         if "sample_run" in getattr(item, "fixturenames", ()):  # the whole study of the real sample
             item.add_marker(pytest.mark.slow)
 

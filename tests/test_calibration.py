@@ -24,7 +24,7 @@ def answers(images=4000, sharp=1.0, folds=2, seed=0):
             ids = [f"{split}{fold * (split == 'val')}-{i}" for i in range(images)]
             parts.append(
                 rows.assign(
-                    image_id=ids, patient=ids, group=ids, distinct=True, population="spain", split=split, fold=fold,
+                    image_id=ids, patient=ids, group=ids, distinct=True, population="spain", split=split, fold=fold, seed=0,
                     encoder="e", protocol="logistic", n_patients=10, y_true=y, centre="x",
                 )
             )  # fmt: skip
@@ -91,7 +91,7 @@ def test_reliability_counts_every_test_image_once_per_fold():
 
 def test_risk_coverage_of_a_case_done_by_hand():
     frame = pd.DataFrame({"confidence": [0.9, 0.8, 0.8, 0.5], "right": [1.0, 1.0, 0.0, 0.0]})
-    frame = frame.assign(encoder="e", protocol="logistic", fold=0, view="v")
+    frame = frame.assign(encoder="e", protocol="logistic", fold=0, seed=0, view="v")
     curve = calibration.risk_coverage(frame, points=4)
     assert curve["error rate"].tolist() == pytest.approx([0, 0.25, 1 / 3, 0.5])  # the two at 0.8 stand half wrong each
     mixed = calibration.risk_coverage(frame.sample(frac=1, random_state=0), points=4)

@@ -26,7 +26,7 @@ def answers(skills, protocol="logistic", groups=60, seed=0):
                 rows = pd.DataFrame(logits, columns=TASK.columns()).assign(
                     image_id=[f"{population}{i}" for i in range(len(y))], patient=group, group=group, distinct=True,
                     population=population, split="test", fold=fold, encoder=encoder, protocol=protocol,
-                    n_patients=100, y_true=y,
+                    n_patients=100, y_true=y, seed=0,
                 )  # fmt: skip
                 parts.append(rows)
     return pd.concat(parts, ignore_index=True)

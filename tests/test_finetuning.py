@@ -16,7 +16,7 @@ from fpbench.encoders import load_encoder
 from fpbench.errors import InputError
 from fpbench.recipe import Augmentation, Recipe
 from fpbench.study import EncoderSpec
-from fpbench.training import adaptation, augmentation, finetuning, tuning
+from fpbench.training import adaptation, augmentation, finetuning, loop, tuning
 from fpbench.training.bench import choices, open_bench
 from fpbench.training.finetuning import Classifier, Part, Pictures, Trainer, finetune, predict
 
@@ -159,7 +159,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, mode, tmp_path, monkeypatch)
     recipe = replace(SHORT, epochs=3)
     whole, wanted, best = run(name, tmp_path, mode, recipe, folder="whole")
     steps = {"count": 0}
-    original, save = Trainer.step, finetuning.save_file
+    original, save = Trainer.step, loop.save_file
 
     def step(*arguments):
         steps["count"] += 1
@@ -174,7 +174,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, mode, tmp_path, monkeypatch)
             raise Killed
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(finetuning, "save_file", write)
+    monkeypatch.setattr(loop, "save_file", write)
     for _ in range(3):
         with pytest.raises(Killed):
             run(name, tmp_path, mode, recipe, folder="broken")
@@ -402,9 +402,9 @@ encoders:
 """
 
 
-def bench_of(small, tmp_path, encoder, split="official", change=lambda cohort: cohort):
+def bench_of(small, tmp_path, encoder, split="official", change=lambda cohort: cohort, more=""):
     path = tmp_path / "tuned.yaml"
-    path.write_text(TUNED.format(split=split, **small))
+    path.write_text(TUNED.format(split=split, **small) + more)
     study = load_study(path).begin()
     home, external = loading.load_cohorts(study)
     home = change(home)
@@ -428,7 +428,7 @@ def test_every_fold_is_tuned_and_the_rate_chosen_on_fold_0_serves_all(small, tmp
     assert runs.groupby("fold")["rate"].nunique().tolist() == [2, 1, 1]
     best = runs[runs["fold"] == 0].sort_values(["macro F1", "NLL"], ascending=[False, True]).iloc[0]
     assert best["rate"] == table["strength"].iloc[0]
-    model = tuning.tuned(bench, "full", 1)
+    model = tuning.tuned(bench, "full", files[1])
     fold = bench.splits.fold(1)
     pictures = Pictures(bench.home.array(bench.model.geometry), torch.device("cpu"))
     rows = read[(read["fold"] == 1) & (read["split"] == "val")]
@@ -443,6 +443,60 @@ def test_under_crossval_every_fold_chooses_its_own_rate(small, tmp_path):
     files = tuning.run_finetuning(bench, "full", folds=[2])
     assert [path.name for path in files] == ["fold2.parquet"]
     assert tuning.histories(bench, "full").groupby("fold")["rate"].nunique().to_dict() == {2: 2}
+
+
+def test_every_seed_trains_on_every_fold_with_the_rate_of_the_first(small, tmp_path, monkeypatch):
+    """Files and numbers of the study's own seed are those of a study with one."""
+    bench = bench_of(small, tmp_path, "tiny", more="seeds: [0, 4]")
+    files = tuning.run_finetuning(bench, "full")
+    assert [path.name for path in files] == [f"fold{k}{end}.parquet" for end in ("", ".seed4") for k in range(3)]
+    assert [path for path in results.files(bench.study) if path.parent.name == "full"] == files
+    read = predictions.read(files, bench.study.the_task).sort_values(["fold", "split", "image_id"])
+    logits = [read.loc[read["seed"] == seed, bench.study.the_task.columns()].to_numpy() for seed in (0, 4)]
+    assert logits[0].shape == logits[1].shape
+    assert not np.isclose(*logits).all(axis=1).any()
+    table = choices(files).set_index(["seed", "fold"])
+    assert table["strength"].nunique() == 1
+    told = "best on the validation part of {}, with seed 0"
+    assert table.loc[4, "rule"].tolist() == [told.format(fold) for fold in ("this fold", "fold 0", "fold 0")]
+    tried = tuning.histories(bench, "full").groupby(["seed", "fold"])["rate"].nunique()
+    assert tried.to_dict() == {(0, 0): 2, **{(seed, fold): 1 for seed in (0, 4) for fold in range(3) if seed + fold}}
+    assert len(tuning.movements(bench, "full", files).groupby(["seed", "fold"])) == 6
+    fold = bench.splits.fold(1)
+    pictures = Pictures(bench.home.array(bench.model.geometry), torch.device("cpu"))
+    rows = read[(read["fold"] == 1) & (read["seed"] == 4) & (read["split"] == "val")].sort_index()
+    found = predict(tuning.tuned(bench, "full", files[4]), pictures, fold.validation)
+    assert np.array_equal(rows[bench.study.the_task.columns()].to_numpy(), found)
+    written = [path.stat().st_mtime_ns for path in files]
+    assert [path.stat().st_mtime_ns for path in tuning.run_finetuning(bench, "full")] == written
+    for name, more in (("absent", ""), ("named", "seeds: [0]")):
+        monkeypatch.setenv("FPBENCH_RESULTS", str(tmp_path / name))
+        alone = bench_of(small, tmp_path, "tiny", more=more)
+        assert tuning.tuning_key(alone, "full") == tuning.tuning_key(bench, "full")
+        path = tuning.run_finetuning(alone, "full", folds=[0])[0]
+        assert path.read_bytes() == files[0].read_bytes()
+        assert "seed" not in choices([path])
+
+
+def test_under_crossval_the_first_seed_chooses_the_rate_of_its_fold(small, tmp_path):
+    bench = bench_of(small, tmp_path, "tiny", "crossval", more="seeds: [4, 0]")
+    files = tuning.run_finetuning(bench, "full", folds=[2])
+    assert [path.name for path in files] == ["fold2.seed4.parquet", "fold2.parquet"]
+    here = "best on the validation part of this fold"
+    assert choices(files).set_index("seed")["rule"].to_dict() == {4: here, 0: f"{here}, with seed 4"}
+    assert tuning.histories(bench, "full").groupby("seed")["rate"].nunique().to_dict() == {0: 1, 4: 2}
+    keys = {tuning.tuning_key(bench.of_seed(seed), "full") for seed in (0, 4)}
+    other = bench_of(small, tmp_path, "tiny", "crossval", more="seeds: [0, 4]")
+    assert not keys & {tuning.tuning_key(other.of_seed(seed), "full") for seed in (0, 4)}  # another seed chooses
+
+
+@pytest.mark.parametrize(("split", "runs"), [("official", (4, 10)), ("crossval", (6, 12))])
+def test_seeds_cost_a_run_each_on_every_fold_and_choose_no_rate(small, tmp_path, split, runs):
+    """Three folds and two rates: under official one fold tries both, under crossval each."""
+    for more, expected in zip(("", "seeds: [0, 1, 2]"), runs, strict=True):
+        bench = bench_of(small, tmp_path, "tiny", split, more=more)
+        costs = tuning.costs(bench.study, bench.home, bench.splits, [("tiny", "full")])
+        assert costs["runs"].tolist() == [expected]
 
 
 def test_test_labels_have_no_say(small, tmp_path, monkeypatch):
@@ -516,3 +570,30 @@ def test_killed_processes_leave_what_the_next_one_finishes_with_the_same_bytes(s
         assert process.wait() in (-number, 0)
     assert start("broken").wait() == 0
     assert rows("broken") == rows("whole")
+
+
+def test_a_run_that_is_killed_between_and_within_seeds_ends_with_the_same_bytes(small, tmp_path):
+    (tmp_path / "tuned.yaml").write_text(
+        TUNED.format(split="official", **small).replace("lora: [vit]\n", "") + "seeds: [0, 4]"
+    )
+
+    def start(results):
+        places = {"FPBENCH_RESULTS": str(tmp_path / results), "FPBENCH_CACHE": str(tmp_path / "cache")}
+        return Fork(PROCESS, str(tmp_path / "tuned.yaml"), **places)
+
+    def files(results, name):
+        return sorted((tmp_path / results).rglob(name))
+
+    assert start("whole").wait() == 0
+    for sign in ("fold0.json", "last.pt"):  # the first seed is done; the second has begun
+        process, seen = start("broken"), time.time()
+        while process.poll() is None and not [p for p in files("broken", sign) if p.stat().st_mtime > seen]:
+            time.sleep(0.001)
+        if process.poll() is None:
+            os.kill(process.process.pid, signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0)
+        assert files("broken", "fold0.parquet")
+    assert start("broken").wait() == 0
+    done = [files(results, "predictions/**/*.parquet") for results in ("whole", "broken")]
+    assert [path.name for path in done[0]] == ["fold0.parquet", "fold0.seed4.parquet"]
+    assert [path.read_bytes() for path in done[0]] == [path.read_bytes() for path in done[1]]

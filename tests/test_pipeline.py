@@ -182,7 +182,7 @@ def test_permuting_the_rows_of_the_label_file_changes_no_prediction(small_study,
 @pytest.mark.parametrize(
     ("step", "pattern"),
     [
-        ("image caching", "images/.*.npy.*.tmp"),
+        ("image caching", "images/.*.part"),
         ("embedding", "embeddings/*.shards/*.npy"),
         ("probing", "predictions/tiny/logistic/fold1.parquet"),
     ],

@@ -9,15 +9,17 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-from fpbench import load_study, loading
+from fpbench import doctor, load_study, loading
+from fpbench.errors import InputError
 from fpbench.files import paths
-from fpbench.grid import gpus
+from fpbench.grid import costs, gpus
 
 HOLD = """
 import sys, time
@@ -99,17 +101,106 @@ def test_the_device_of_a_killed_job_returns(four, monkeypatch):
 
 def test_what_is_shared_out(four, monkeypatch):
     assert gpus.devices() == ["0", "1", "2", "3"]
+    monkeypatch.setenv("FPBENCH_GPUS", " 0, MIG-8a ,")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert gpus.devices() == []  # Slurm has shared them out
-    monkeypatch.delenv("SLURM_JOB_ID")
+    assert gpus.devices() == ["0", "MIG-8a"]  # as they are named, in a job of Slurm too
     monkeypatch.delenv("FPBENCH_GPUS")
+    for visible, expected in (("0,1", ["0", "1"]), ("3", []), ("", []), ("NoDevFiles", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpus.devices() == expected  # of a job with a whole node; one that was given one GPU has no more to share
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpus.devices() == []  # whatever lies in /dev: others may have been given it
+    monkeypatch.delenv("SLURM_JOB_ID")
     for visible, expected in (("2,GPU-5e", ["2", "GPU-5e"]), ("3", []), ("", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert gpus.devices() == expected
-    with ExitStack() as stack:  # two notebooks of one process: the second may take another device
+
+
+def seen():
+    return {name: os.environ.get(name) for name in ("FPBENCH_GPUS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}
+
+
+def test_a_holder_sees_its_device_alone_numbered_as_nvidia_smi_does_and_all_come_back(four, monkeypatch):
+    """What a kernel inherits names one device, so that it cannot take another; a second notebook of this process finds all."""
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    before = seen()
+    with ExitStack() as stack:
         gpus.lease(stack, ["a", "b"], four, "first")
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "a"
-        assert gpus.devices() == ["a", "b"]
+        assert seen() == {"FPBENCH_GPUS": "a", "CUDA_VISIBLE_DEVICES": "a", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        assert gpus.devices() == ["a"]
+    assert seen() == before
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    with ExitStack() as stack:
+        gpus.lease(stack, ["a"], four, "second")
+        assert seen()["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"  # who says it, means it
+    monkeypatch.delenv("FPBENCH_GPUS")
+    with ExitStack() as stack:
+        gpus.lease(stack, ["a", "b"], four, "third")
+        assert seen()["FPBENCH_GPUS"] is None  # nobody named any: without CUDA, `auto` is the CPU as before
+
+
+def test_mig_instances_are_leased_by_their_names(four, monkeypatch):
+    """Those of older drivers hold slashes."""
+    names = ["MIG-GPU-5e/1/0", "MIG-GPU-5e/2/0", "MIG-8a77"]
+    monkeypatch.setenv("FPBENCH_GPUS", ",".join(names))
+    jobs = [hold(four, f"job {number}", 3) for number in range(3)]
+    assert [job.wait(120) for job in jobs] == [0] * 3
+    assert {device for word, device, *_ in lines(four) if word == "leased"} == set(names)
+
+
+def test_jobs_of_slurm_whose_numbers_begin_at_0_do_not_wait_for_each_other_unless_the_gpus_are_named(four, monkeypatch):
+    monkeypatch.delenv("FPBENCH_GPUS")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with ExitStack() as stack:
+        gpus.lease(stack, gpus.devices(), four, "holds 0 of job 7")
+        monkeypatch.setenv("SLURM_JOB_ID", "8")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+        with ExitStack() as other:
+            gpus.lease(other, gpus.devices(), four, "0 of job 8")
+    assert [device for word, device, *_ in lines(four) if word == "leased"] == ["0", "0"]
+    monkeypatch.setenv("FPBENCH_GPUS", "2,3")
+    with ExitStack() as stack:
+        gpus.lease(stack, gpus.devices(), four, "one")
+        monkeypatch.setenv("FPBENCH_GPUS", "2,3")
+        monkeypatch.setenv("SLURM_JOB_ID", "9")
+        with ExitStack() as other:
+            gpus.lease(other, gpus.devices(), four, "another")
+    assert [device for word, device, *_ in lines(four) if word == "leased"][2:] == ["2", "3"]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_a_notebook_sees_the_named_gpus_alone(four, monkeypatch, device):
+    import torch
+
+    study = replace(load_study(MICRO), device=device)
+    monkeypatch.setenv("FPBENCH_GPUS", "2, 5")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    for count, right in (
+        (0, False),
+        (1, True),
+        (2, True),
+        (4, False),
+    ):  # one: of MIG instances; four: torch looked before
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        if right:
+            assert loading.device(study).partition(":")[0] == "cuda"
+        else:
+            with pytest.raises(
+                InputError, match=f"FPBENCH_GPUS=2,5: torch sees {count} GPUs: expected numbers or names"
+            ):
+                loading.device(study)
+        assert seen() == {"FPBENCH_GPUS": "2, 5", "CUDA_VISIBLE_DEVICES": "2,5", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
+def test_gpus_that_are_named_and_not_there_are_no_reason_to_compute_on_the_cpu(four):
+    with pytest.raises(InputError, match="torch sees 0 GPUs"):
+        loading.device(load_study(MICRO))
+    assert loading.device(replace(load_study(MICRO), device="cpu")) == "cpu"
+    (finding,) = (one for one in doctor.examine(load_study(MICRO)) if one.room == "device")
+    assert (finding.state, "torch sees 0 GPUs" in finding.detail) == ("fail", True)
 
 
 def until(condition, seconds=120):
@@ -195,6 +286,31 @@ def test_the_grid_asks_for_what_each_job_needs(tmp_path, drawn):
         if name == "local":  # the profiles differ in where jobs run, not in what they are
             first = rules
         assert rules.keys() == first.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [("--gres=gpu:1", "gres=gpu:1"), ("--gres=gpu:a100:1", "gres=gpu:a100:1"), ("--gpus-per-node=1", "slurm_extra=--gpus-per-node=1")],
+)  # fmt: skip
+def test_a_cluster_is_asked_for_a_gpu_in_its_own_words(tmp_path, drawn, words, asked):
+    """Of jobs that compute alone; --gpus is then sent by nothing."""
+    environment = {**os.environ, "FPBENCH_DATA": str(drawn), "FPBENCH_SLURM_GPU": words}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.home() / "Snakefile"), "--dry-run", "--cores", "2"]  # fmt: skip
+    command += ["--directory", str(tmp_path), "--config", f"study={MICRO}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rules = {block.split(":")[0]: block for block in (done.stdout + done.stderr).split("\nrule ")[1:]}
+    gpu = ("encoders", "linear_probing", "finetuning", "shortcuts", "label_efficiency")
+    assert {rule for rule, block in rules.items() if asked in block} == {*gpu}
+    assert not [rule for rule, block in rules.items() if re.search(r"\bgpu=", block)]
+
+
+@pytest.mark.parametrize("words", ["gpu:1", "--gpus=1", "--gpus 1"])
+def test_words_that_ask_for_no_gpu_are_refused(monkeypatch, words):
+    monkeypatch.setenv("FPBENCH_SLURM_GPU", words)
+    with pytest.raises(InputError, match=f"FPBENCH_SLURM_GPU={words}: expected --gres=gpu:1"):
+        costs.resources(load_study(MICRO), 10)
+    assert "gpu" not in costs.resources(load_study(MICRO), 0)
 
 
 def test_a_profile_asks_for_nothing_of_one_place_only():

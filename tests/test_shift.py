@@ -31,7 +31,7 @@ def cohort(population, proportions, right, spill=0.0, folds=2, groups=300, seed=
         z = np.eye(6)[np.where(easy, y, wrong)] * 4 + np.eye(6)[5] * 8 * drowned[:, None]
         rows = pd.DataFrame(z, columns=TASK.columns()).assign(
             image_id=[f"{population}{i}" for i in range(len(y))], group=np.arange(len(y)) // 6, distinct=True,
-            population=population, split="test", fold=fold, encoder="e", protocol="logistic", y_true=y, centre="x",
+            population=population, split="test", fold=fold, seed=0, encoder="e", protocol="logistic", y_true=y, centre="x",
             cohort=population, patient=np.arange(len(y)) // 6, n_patients=100,
         )  # fmt: skip
         copies = [

@@ -13,6 +13,7 @@ from fpbench.cohorts import Cohort
 from fpbench.files import artifacts
 from fpbench.training import efficiency, embeddings, probing, shortcuts
 from fpbench.training.bench import Bench
+from fpbench.training.probes import logistic
 
 ABOUT = {"name": "e", "fingerprint": {"dim": 2, "norm": 1.0, "values": [0.5] * 16, "digest": "a"}, "device": "cpu"}
 
@@ -56,6 +57,37 @@ def test_a_planted_machine_is_read_and_noise_is_not(cohorts):
     assert read.sentences(knowing.reset_index(), pd.DataFrame(columns=["population", "condition", "encoder", "value"]))[
         0
     ].startswith("spain: machine: read above guessing from 1 of 1 encoders")
+
+
+def test_what_a_side_question_shares_with_the_others_is_computed_once(cohorts, monkeypatch):
+    """Labels and the digest of the cut were made anew for every fold, the losses of the validation rows twice."""
+    bench, asked = bench_of(cohorts), []
+    losses = logistic.Path.losses
+    monkeypatch.setattr(logistic.Path, "losses", lambda path, *rows: asked.append(len(rows[1])) or losses(path, *rows))
+    files = probing.run_probe(bench, "logistic")
+    assert len(asked) == len(files) == bench.study.folds
+    chosen = artifacts.checked(files[0])["chosen"]
+    assert chosen["loss"] == min(loss for _, loss in chosen["curve"])
+    assert bench.labels is bench.labels
+    assert bench.splits.digest() is bench.splits.digest()
+    assert replace(bench, task=replace(bench.task, label="brain_plane")).labels is not bench.labels
+    moved = bench.splits.frame.assign(part=bench.splits.frame["part"].replace({"fold0": "fold1", "fold1": "fold0"}))
+    assert replace(bench.splits, frame=moved).digest() != bench.splits.digest()
+
+
+def test_codes_are_those_of_the_values_in_whatever_they_come(cohorts):
+    home, task = cohorts[0].frame, load_study("demo").the_task
+    words = [*home["plane"][:50], None, "liver"]
+    codes = [task.classes.index(word) if word in task.classes else -1 for word in words]
+    for held in (
+        words,
+        tuple(words),
+        pd.Series(words),
+        np.array(words, object),
+        pd.Series(words, dtype="category"),
+        iter(words),
+    ):
+        assert task.codes(held) == codes
 
 
 def test_targets_lie_apart_and_say_what_they_are(cohorts):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from fpbench import metrics
-from fpbench.analysis import samples, scoring, statistics
+from fpbench.analysis import claims, samples, scoring, statistics
 from fpbench.errors import InputError
 from fpbench.tasks import TASKS, Task
 
@@ -378,7 +379,14 @@ def predictions(shape, encoders=("a", "b"), seed=0):
             for protocol in ("logistic", "knn"):
                 for fold in range(2):
                     rows = images[images.index // classes % 2 == fold] if shape == population == "spain" else images
-                    run = {"fold": fold, "encoder": encoder, "protocol": protocol, "split": "test", "n_patients": 36}
+                    run = {
+                        "fold": fold,
+                        "encoder": encoder,
+                        "protocol": protocol,
+                        "split": "test",
+                        "n_patients": 36,
+                        "seed": 0,
+                    }
                     z = rng.normal(size=(len(rows), 6)) + np.eye(6)[rows["y_true"]]
                     frames.append(rows.assign(**run, **dict(zip(TASK.columns(), z.T, strict=True))))
     return pd.concat(frames, ignore_index=True)
@@ -404,6 +412,18 @@ def test_samples_of_predictions_have_the_views_and_values_of_the_tables(shape):
     assert pairs.groupby([*scoring.VIEW, "metric"])["protocol"].agg(list).map(sorted).map(tuple).unique().tolist() == [
         ("knn", "logistic")
     ]
+
+
+def test_a_view_has_the_same_resamples_whatever_others_are_asked_for():
+    predicted, task = predictions("official"), TASK
+    every = {boot.sample.view: boot for boot in statistics.bootstraps(predicted, task, seed=3)}
+    some = statistics.bootstraps(predicted, task, seed=3, wanted=partial(claims.primary_view, task))
+    assert 0 < len(some) < len(every)
+    assert [boot.sample.view for boot in some] == [boot.sample.view for boot in claims.primary(every.values(), task)]
+    assert [boot.sample.number for boot in every.values()] == list(range(len(every)))
+    for boot in some:
+        for name, draws in boot.draws.items():
+            assert np.array_equal(draws, every[boot.sample.view].draws[name], equal_nan=True)
 
 
 def test_the_order_of_rows_does_not_matter():

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
-from fpbench import load_study, loading
+from fpbench import load_study, loading, results
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
+from fpbench.grid import costs
 from fpbench.grid import jobs as grid
 from fpbench.training import bench
 
@@ -45,6 +48,9 @@ def test_every_shipped_study_loads():
         ({"name": "../evil"}, "file name"),
         ({"encoders": [GOOD["encoders"][0]] * 2}, "different names"),
         ({"threads": 0}, "threads >= 1"),
+        ({"seeds": [0, 0]}, r"seeds: expected different numbers from 0 to 2\^32 - 1, found \[0, 0\]"),
+        ({"seeds": [0, -1]}, r"seeds: expected different numbers from 0 to 2\^32 - 1, found \[0, -1\]"),
+        ({"seeds": 3}, "seeds: expected a list"),
         ({"encoders": [{**GOOD["encoders"][0], "batch_size": 0}]}, "batch_size >= 1"),
         ({"full": ["nobody"]}, r"fine-tuning of \['nobody'\]: expected encoders of the study"),
         ({"recipe": {"batch": 0}}, "whole numbers above 0"),
@@ -112,6 +118,41 @@ def test_the_title_and_label_change_no_key(small_study):
         small_study.read_text().replace("A small study", "Another title").replace("made by a test", "another label")
     )
     assert parts(load_study(small_study)) == before
+
+
+def test_several_seeds_change_what_is_tuned_and_what_reads_it(small_study):
+    """One seed, named or not, changes no key."""
+    text, found = small_study.read_text() + "full: [tiny]\n", []
+    for more in ("", "seeds: [0]\n", "seeds: [0, 1]\n"):
+        small_study.write_text(text + more)
+        study = load_study(small_study)
+        found.append({name: artifacts.digest(job.parts) for name, job in grid.jobs(study).items()})
+    absent, one, several = found
+    assert absent == one
+    changed = {name for name in absent if absent[name] != several[name]}
+    assert changed == {"05_fine_tuning.tiny.full", "06_benchmark", "07_cross_population", "report"}
+    paths_of = {path.name for path in results.files(study) if path.parent.name == "full"}
+    assert paths_of == {f"fold{k}{end}.parquet" for k in range(study.folds) for end in ("", ".seed1")}
+    assert {results.run_of(path) for path in results.files(study)} == {
+        (k, s) for k in range(study.folds) for s in (0, 1)
+    }
+    assert not [path for path in results.files(study) if "seed" in path.name and path.parent.name != "full"]
+
+
+class Wildcards(dict):
+    """As Snakemake's: by name and by attribute."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_a_scheduler_is_asked_for_the_time_of_all_seeds():
+    """Over the hour that every job has: all rates on every fold, then one run of it for each further seed."""
+    study, job = load_study("paper"), Wildcards(encoder="resnet50", mode="full")
+    rates = len(study.recipe.grid("full"))
+    one, three = (
+        costs.resources(replace(study, seeds=seeds), "training")["runtime"](job) - 60 for seeds in ([], [0, 1, 2])
+    )
+    assert three == pytest.approx(one * (rates + 2) / rates, abs=2)
 
 
 def test_paths_take_variables_and_defaults(monkeypatch, tmp_path):

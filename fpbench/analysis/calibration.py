@@ -10,16 +10,16 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from fpbench import metrics, predictions
-from fpbench.analysis.scoring import MODEL, told, view_title, views
+from fpbench.analysis.scoring import MODEL, RUN, told, view_title, views
 from fpbench.tasks import Task
 
 TEMPERATURES = (0.05, 20.0)  # searched between these
 
 
 def temperatures(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Return the temperature of each model and fold that minimises the NLL of its validation rows (Guo 2017)."""
+    """Return the temperature of each model, fold and seed that minimises the NLL of its validation rows (Guo 2017)."""
     rows, told = [], predictions.with_logits(predicted, task)
-    for key, part in told[told["split"] == "val"].groupby([*MODEL, "fold"]):
+    for key, part in told[told["split"] == "val"].groupby([*MODEL, *RUN]):
         z, y = part[task.columns()].to_numpy(np.float64), part["y_true"].to_numpy()
 
         def loss(log: float, z: np.ndarray = z, y: np.ndarray = y) -> float:
@@ -27,7 +27,7 @@ def temperatures(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
 
         found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
         rows.append((*key, float(np.exp(found.x))))
-    return pd.DataFrame(rows, columns=[*MODEL, "fold", "temperature"])
+    return pd.DataFrame(rows, columns=[*MODEL, *RUN, "temperature"])
 
 
 def scaled(predicted: pd.DataFrame, temperature: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -36,14 +36,14 @@ def scaled(predicted: pd.DataFrame, temperature: pd.DataFrame, task: Task) -> pd
     Models without validation rows have no temperature, and are left out.
     """
     predicted = predictions.with_logits(predicted, task)
-    divisor = predicted[[*MODEL, "fold"]].merge(temperature, how="left", validate="many_to_one")["temperature"]
+    divisor = predicted[[*MODEL, *RUN]].merge(temperature, how="left", validate="many_to_one")["temperature"]
     known = divisor.notna().to_numpy()
     predicted, divisor = predicted[known], divisor[known]
     return predicted.assign(**(predicted[task.columns()] / divisor.to_numpy()[:, None]))
 
 
 def confidences(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Return MODEL, fold, population, classes, rule, view (title), confidence (of the answer), right (0 or 1) of every test image.
+    """Return MODEL, RUN, population, classes, rule, view (title), confidence (of the answer), right (0 or 1) of every test image.
 
     As published, of models with logits.
     """
@@ -56,9 +56,7 @@ def confidences(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
         about = {"classes": task.space(classes), "rule": rule, "confidence": p.max(axis=1)}
         about["view"] = view_title(population, task.space(classes), rule)
         parts.append(
-            rows[[*MODEL, "fold", "population"]].assign(
-                **about, right=(p.argmax(axis=1) == rows["y_true"]).astype(float)
-            )
+            rows[[*MODEL, *RUN, "population"]].assign(**about, right=(p.argmax(axis=1) == rows["y_true"]).astype(float))
         )
     return pd.concat(parts, ignore_index=True)
 
@@ -68,7 +66,9 @@ def reliability(answers: pd.DataFrame) -> pd.DataFrame:
     bins = np.minimum((answers["confidence"] * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
     grouped = answers.groupby([*MODEL, "view", bins.rename("bin")])
     table = grouped[["confidence", "right"]].mean().assign(images=grouped.size())
-    return table.assign(images=table["images"] / answers["fold"].nunique()).reset_index()
+    runs = answers[[*MODEL, *RUN]].drop_duplicates().groupby(list(MODEL)).size().rename("runs")
+    table = table.reset_index().merge(runs.reset_index())
+    return table.assign(images=table["images"] / table["runs"]).drop(columns="runs")
 
 
 def debiased_error(confidence: np.ndarray, right: np.ndarray, bins: int = metrics.ECE_BINS) -> float:
@@ -87,13 +87,13 @@ def debiased_error(confidence: np.ndarray, right: np.ndarray, bins: int = metric
 def risk_coverage(answers: pd.DataFrame, points: int = 50) -> pd.DataFrame:
     """Return the error rate among the most confident share of the images: MODEL, view, share of images kept, error rate."""
     coverage = pd.Index(np.linspace(1 / points, 1, points), name="share of images kept")
-    keys, curves = [*MODEL, "view", "fold"], {}
+    keys, curves = [*MODEL, "view", *RUN], {}
     for key, part in answers.groupby(keys):
         right = part.groupby("confidence")["right"].transform("mean")  # images of one confidence stand or fall together
         wrong = (1 - right).to_numpy()[np.argsort(-part["confidence"], kind="stable")]
         risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
         curves[key] = pd.Series(risk[np.maximum(np.ceil(coverage * len(wrong)).astype(int), 1) - 1], coverage)
-    mean = pd.concat(curves, names=keys).groupby([*keys[:-1], coverage.name]).mean()
+    mean = pd.concat(curves, names=keys).groupby([*MODEL, "view", coverage.name]).mean()
     return mean.reset_index(name="error rate")
 
 
@@ -114,7 +114,7 @@ def table(intervals: dict[str, pd.DataFrame], answers: dict[str, pd.DataFrame]) 
         views = [view_title(*view) for view in rows[["population", "classes", "rule"]].itertuples(index=False)]
         rows = rows.assign(view=views, told=rows["value"].map("{:.3f}".format) + told(rows))
         cells = rows.pivot(index=keys, columns="metric", values="told")
-        by_fold = answers[state].groupby([*keys, "fold"])
+        by_fold = answers[state].groupby([*keys, *RUN])
         error = by_fold.apply(lambda part: debiased_error(part["confidence"].to_numpy(), part["right"].to_numpy()))
         risk = risk_coverage(answers[state]).groupby(keys)["error rate"]
         for column, found in zip(columns[-2:], (error.groupby(keys), risk), strict=True):

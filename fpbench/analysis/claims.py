@@ -7,6 +7,7 @@ arg-max and the images as published.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,17 +100,23 @@ def sentences(pairs: pd.DataFrame) -> list[str]:
             better, worse = (row.encoder, row.other) if row.value > 0 else (row.other, row.encoder)
             above.setdefault(better, []).append(worse)
         told = "; ".join(f"{name} is better than {', '.join(worse)}" for name, worse in above.items())
-        where = f"{titles().get(protocol, protocol)}, {view_title(*view[:3])}"
+        where = f"{titles().get(protocol, protocol)}, {view_title(*view[:3])}{_runs(next(part.itertuples()))}"
         count = f"{sum(map(len, above.values()))} of {len(part)} pairs at Holm-adjusted p <= {ALPHA}"
         lines.append(f"{where}: {told or 'no encoder is shown to be better than another'} ({count}).")
     return lines
+
+
+def _runs(row: Any) -> str:
+    """Return which training runs a sentence on a row speaks of, where they are of several seeds."""
+    seeds = getattr(row, "seeds", 1)
+    return f", these runs with {seeds} seeds" if seeds > 1 else ""
 
 
 def winners(ranking: pd.DataFrame) -> list[str]:
     """Return one sentence per protocol and view on the highest score; ``ranking`` of ``statistics.ranking``."""
     best = ranking[(ranking["encoder"] == ranking["winner"]) & (ranking["reason"] == "")]
     return [
-        f"{titles().get(row.protocol, row.protocol)}, {view_title(row.population, row.classes, row.rule)}: {row.winner} scores "
+        f"{titles().get(row.protocol, row.protocol)}, {view_title(row.population, row.classes, row.rule)}{_runs(row)}: {row.winner} scores "
         f"highest ({row.value:.3f}); the probability that it is not the best is {row.winner_not_best:.2f}."
         for row in best.itertuples()
     ]
@@ -123,7 +130,7 @@ def contrasts(pairs: pd.DataFrame) -> list[str]:
         verdict = f"{better} is better" if row.p_holm <= ALPHA else "undecided"
         interval = row.reason or f"95 % interval {row.low:+.3f} to {row.high:+.3f}"
         lines.append(
-            f"{row.protocol}, {view_title(row.population, row.classes, row.rule)}: {row.encoder} minus {row.other} {row.value:+.3f} "
+            f"{row.protocol}, {view_title(row.population, row.classes, row.rule)}{_runs(row)}: {row.encoder} minus {row.other} {row.value:+.3f} "
             f"({interval}; p = {row.p_holm:.4f}): {verdict}."
         )
     return lines

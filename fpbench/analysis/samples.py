@@ -8,7 +8,7 @@ A score over classes is not defined where one of them has no image, nor a score 
 resample too. Contents: ``samples`` (predictions to arrays), ``evaluate``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 
 from fpbench import metrics, predictions
-from fpbench.analysis.scoring import DUPLICATES, MODEL, views
+from fpbench.analysis.scoring import DUPLICATES, MODEL, shared_seeds, views
 from fpbench.errors import InputError
 from fpbench.tasks import Task
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the models of one fold answered on its test images; rows sorted by group."""
+    """What the models of one fold and seed answered on its test images; rows sorted by group."""
 
     groups: slice  # of Sample.groups, those that this fold tests
     unit: np.ndarray  # (n,) position in Sample.groups
@@ -41,10 +41,13 @@ class Sample:
     classes: dict[int, str]  # the label space: class index -> name
     groups: np.ndarray  # (G,) names, sorted by stratum
     stratum: np.ndarray  # (G,) all 0, or the fold that tests the group
-    parts: tuple[Part, ...]  # one per fold
+    parts: tuple[Part, ...]  # one per fold and seed: the seeds of the first fold, then of the next
+    runs: int = 1  # parts of a fold: seeds
+    seeds: tuple[int, ...] = ()  # how many each model has: ``runs``, or one that stands for all
     view: tuple = ("", "", "", "")  # as scoring.VIEW
     test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
     positive: int = -1  # the class index that AUPRC is of; -1: none
+    number: int = 0  # among the samples of these predictions, asked for or not
 
     @property
     def families(self) -> dict[str, list[int]]:
@@ -61,9 +64,13 @@ class Sample:
         return f"none: {list(self.classes.values())[few[1]]} has {least} patient{'s' * (least != 1)}{where}"
 
 
-def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
-    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files."""
-    test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "fold", "image_id"], ignore_index=True)
+def samples(predicted: pd.DataFrame, task: Task, wanted: Callable[..., bool] = lambda *view: True) -> Iterator[Sample]:
+    """Yield a sample of each of ``scoring.views``, as published and de-duplicated, from rows of predictions files.
+
+    ``wanted``: takes the fields of ``scoring.VIEW`` and says whether this one is asked for; the others take no time.
+    """
+    number = -1
+    test = predicted[predicted["split"] == "test"].sort_values([*MODEL, "seed", "fold", "image_id"], ignore_index=True)
     for population, classes, rule in views(task, predicted):
         home, space = test[test["population"] == population], task.codes(classes)
         trained = home.loc[home["n_patients"] > 0, "n_patients"].mean()  # of submitted answers it is not known
@@ -71,30 +78,35 @@ def samples(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
         seen = home[home["y_true"].isin(space)]
         for duplicates, drop in DUPLICATES.items():
             rows = seen[seen["distinct"]] if drop else seen
-            if len(rows):
-                models, first, said = _align(rows, task)
-                about = {
-                    "models": models,
-                    "view": (population, task.space(classes), rule, duplicates),
-                    "test_share": share,
-                    "positive": task.codes([task.positive])[0],
-                }
+            if not len(rows):
+                continue
+            number, view = number + 1, (population, task.space(classes), rule, duplicates)
+            if wanted(*view):
+                models, seeds, first, said = _align(rows, task)
+                about = {"models": models, "seeds": seeds, "view": view, "number": number, "test_share": share}
+                about["positive"] = task.codes([task.positive])[0]
                 yield make_sample(first, said, dict(zip(space, classes, strict=True)), rule, **about)
 
 
-def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, pd.DataFrame, list[np.ndarray]]:
-    """Return the models, the rows of the first, and ``predictions.outputs`` of each, image by image; ``rows`` are sorted by model."""
-    counts, identity = rows.groupby(list(MODEL)).size(), ["fold", "image_id", "group", "y_true"]
-    first, starts, said = rows.head(counts.iloc[0]), np.cumsum(counts) - counts, []
-    for key, start, count in zip(counts.index, starts, counts, strict=True):
+def _align(rows: pd.DataFrame, task: Task) -> tuple[tuple, tuple, pd.DataFrame, list[np.ndarray]]:
+    """Return the models, how many seeds each has, the rows of one with all seeds, and ``predictions.outputs`` of each, image by image.
+
+    ``rows`` are sorted by model and seed. A model of one seed answers alike with every seed of the others.
+    """
+    counts, identity = rows.groupby([*MODEL, "seed"]).size(), ["fold", "image_id", "group", "y_true"]
+    first, seeds = rows.head(counts.iloc[0]), shared_seeds(rows) or [0]
+    said: dict[tuple[str, str], list[np.ndarray]] = {}
+    for (encoder, protocol, _), start, count in zip(counts.index, np.cumsum(counts) - counts, counts, strict=True):
         part = rows.iloc[start : start + count]
         same = count == len(first) and all((part[one].array == first[one].array).all() for one in identity)
         if not same or part.duplicated(identity[:2]).any():
-            wanted = f"{' / '.join(key)} to answer the {len(first):,} image x fold rows of {' / '.join(counts.index[0])} once each"
+            wanted = f"{encoder} / {protocol} to answer the {len(first):,} image x fold rows of {' / '.join(counts.index[0][:2])} once each"
             found = f"found {count:,} rows, not the same: read the predictions of one study, all its folds"
             raise InputError(f"expected {wanted}, {found}")
-        said.append(predictions.outputs(part, task))
-    return tuple(counts.index), first, said
+        said.setdefault((encoder, protocol), []).append(predictions.outputs(part, task))
+    every = pd.concat([first.assign(seed=seed) for seed in seeds])
+    answers = [np.concatenate(own * (len(seeds) // len(own))) for own in said.values()]
+    return tuple(said), tuple(map(len, said.values())), every, answers
 
 
 def make_sample(
@@ -105,7 +117,7 @@ def make_sample(
     Parameters
     ----------
     rows
-        N image x fold rows with y_true (class index), group and fold.
+        N image x fold rows with y_true (class index), group and fold; and seed, where there are several: then of every seed.
     said
         Of each model logits (N, K), or answers (N,) as ``fpbench.metrics`` takes them.
     classes
@@ -114,6 +126,7 @@ def make_sample(
         ``models`` and other fields of Sample.
     """
     y, fold = rows["y_true"].to_numpy(), np.unique(rows["fold"], return_inverse=True)[1]
+    seed = np.unique(rows["seed"], return_inverse=True)[1] if "seed" in rows else np.zeros_like(fold)
     names, unit = np.unique(rows["group"], return_inverse=True)
     images = np.bincount(fold * len(names) + unit, minlength=(fold.max() + 1) * len(names)).reshape(-1, len(names))
     own = len(images) > 1 and ((images > 0).sum(0) == 1).all()
@@ -122,8 +135,11 @@ def make_sample(
     stratum = images.argmax(0) if own else np.zeros(len(names), int)
     order = np.argsort(stratum, kind="stable")
     unit = np.argsort(order)[unit]
-    cut = np.split(np.lexsort((unit, fold)), np.cumsum(np.bincount(fold))[:-1])
+    part = fold * (seed.max() + 1) + seed
+    cut = np.split(np.lexsort((unit, part)), np.cumsum(np.bincount(part))[:-1])
     parts = (_part(y[mine], unit[mine], [one[mine] for one in said], list(classes), rule) for mine in cut)
+    about["runs"] = int(seed.max()) + 1
+    about.setdefault("seeds", (about["runs"],) * len(said))
     return Sample(classes=classes, groups=names[order], stratum=stratum[order], parts=tuple(parts), **about)
 
 
@@ -184,7 +200,7 @@ def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> 
 
 
 def sums(part: Part, classes: int, names: Sequence[str]) -> np.ndarray:
-    """Return the tally of a fold (groups, M, T), without what no metric of ``names`` needs."""
+    """Return the tally of a part (groups, M, T), without what no metric of ``names`` needs."""
     return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., : 3 * classes]
 
 
@@ -215,7 +231,7 @@ def average_precision(positive: np.ndarray, score: np.ndarray, unit: np.ndarray,
 
 
 def evaluate(sample: Sample, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return each metric (F, b, M) of every fold model, under group weights (b, G)."""
+    """Return each metric (P, b, M) of every part, fold by fold and seed by seed, under group weights (b, G)."""
     tables, classes, tallied = [], list(sample.classes.values()), [n for n in names if n not in metrics.RANKED]
     for part in sample.parts:
         totals = np.tensordot(weights[:, part.groups], sums(part, len(classes), names), 1)

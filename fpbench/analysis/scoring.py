@@ -3,7 +3,8 @@
 A *view* is one way of scoring a test cohort: which of its classes count, whether the arg-max is *open* (all classes of the
 task) or *shared* (those that both cohorts have), with all images or the de-duplicated ones. There are as many external cohorts as
 the predictions hold: one that the task does not name is scored on the classes of the task that occur in it. The score of an encoder is the
-mean over its fold models; the SD over folds is training variation, not the error of the score. In frames a label space is the
+mean over its fold models, of all seeds where each was trained with several; the SD over folds (of the means over seeds) and the SD over
+seeds (of the means over folds) are training variation, not the error of the score. In frames a label space is the
 name that ``Task.space`` gives it: two spaces of as many classes are two views.
 """
 
@@ -22,6 +23,7 @@ from fpbench.tasks import Task
 
 VIEW = ("population", "classes", "rule", "duplicates")
 MODEL = ("encoder", "protocol")
+RUN = ("fold", "seed")  # of a model: it is fitted once for each
 DUPLICATES = {"as published": False, "de-duplicated": True}
 
 
@@ -52,8 +54,17 @@ def views(task: Task, predicted: pd.DataFrame) -> list[tuple[str, tuple[str, ...
     return list(dict.fromkeys(found))
 
 
+def shared_seeds(rows: pd.DataFrame) -> list[int]:
+    """Return the seeds of the models that have several, empty if none has; InputError where these have others than those."""
+    seeds = rows[[*MODEL, "seed"]].drop_duplicates().groupby(list(MODEL))["seed"].agg(sorted)
+    several = {tuple(own): f"{' / '.join(model)}: {own}" for model, own in seeds.items() if len(own) > 1}
+    if len(several) > 1:
+        raise InputError(f"expected models of one seed, or of the same seeds; found {'; '.join(several.values())}")
+    return list(next(iter(several), ()))
+
+
 def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), ranked: bool = True) -> pd.DataFrame:
-    """Score every model, fold and view.
+    """Score every model, fold, seed and view.
 
     Parameters
     ----------
@@ -67,7 +78,7 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), 
     Returns
     -------
     pandas.DataFrame
-        Columns MODEL, VIEW, fold, ``groups``, images (how many), metric, value (0 to 1; NLL in nats).
+        Columns MODEL, VIEW, RUN, ``groups``, images (how many), metric, value (0 to 1; NLL in nats).
 
     Raises
     ------
@@ -92,7 +103,7 @@ def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score: Callable) -> pd.DataFrame:
     test = predicted[predicted["split"] == "test"]
-    columns, rows = [*MODEL, "fold", *groups], []
+    columns, rows = [*MODEL, *RUN, *groups], []
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # ``metrics`` checks its input
         for population, classes, rule in views(task, predicted):
             space = task.codes(classes)
@@ -107,13 +118,27 @@ def _collect(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...], score
 
 
 def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return mean and SD over folds (and folds, images) of each metric of each model and view."""
-    grouped = scores.groupby([*MODEL, *VIEW, *by, "metric"], sort=False, as_index=False)
-    return grouped.agg(mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean"))
+    """Return mean, SD over folds (and folds, images) of each metric of each model and view, SD over seeds (and seeds).
+
+    The SD over folds is of the means over seeds, the SD over seeds of the means over folds: NaN where there is one.
+    """
+    keys = [*MODEL, *VIEW, *by, "metric"]
+    fold, seed = (
+        scores.groupby([*keys, run], sort=False, as_index=False).agg(value=("value", "mean"), images=("images", "mean"))
+        for run in RUN
+    )
+    table = fold.groupby(keys, sort=False, as_index=False).agg(
+        mean=("value", "mean"), sd=("value", "std"), folds=("value", "size"), images=("images", "mean")
+    )
+    return table.merge(
+        seed.groupby(keys, as_index=False).agg(sd_seeds=("value", "std"), seeds=("value", "size")), on=keys
+    )
 
 
 def overview(scores: pd.DataFrame, task: Task, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return ``summarise`` of the headline of the task, copies left in, with the heading of each view in the column ``view``.
+
+    Variation by patient, fold and seed stand side by side: ``low`` and ``high``, ``sd``, ``sd_seeds``.
 
     ``intervals`` of ``statistics.intervals``, one method, add the columns ``low`` and ``high``, NaN where the data carry none, and
     ``reason`` why.
@@ -162,6 +187,22 @@ def told(intervals: pd.DataFrame) -> list[str]:
         f" [{low:.3f}, {high:.3f}]" if low <= high else f" [{why if why.startswith(none) else 'none'}]"
         for low, high, why in rows
     ]
+
+
+def variation(summary: pd.DataFrame) -> list[str]:
+    """Return one sentence per protocol with several seeds and view: how far patients, folds and seeds move a score; ``overview`` with intervals."""
+    lines = []
+    for (protocol, view), part in summary[summary["seeds"] > 1].groupby(["protocol", "view"], sort=False):
+        by_patient, by_fold, by_seed = (
+            (part["high"] - part["low"]).median(),
+            part["sd"].median(),
+            part["sd_seeds"].median(),
+        )
+        lines.append(
+            f"{titles().get(protocol, protocol)}, {view}, these runs with {part['seeds'].max()} seeds: median over the encoders of the "
+            f"SD by seed {by_seed:.3f}, of the SD by fold {by_fold:.3f}, of the width of the interval by patient {by_patient:.3f}."
+        )
+    return lines
 
 
 def difference(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

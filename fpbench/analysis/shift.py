@@ -22,7 +22,7 @@ import pandas as pd
 
 from fpbench import metrics, predictions
 from fpbench.analysis import statistics
-from fpbench.analysis.scoring import MODEL, common, spaces
+from fpbench.analysis.scoring import MODEL, common, shared_seeds, spaces
 from fpbench.errors import InputError
 from fpbench.protocols import titles
 from fpbench.tasks import Task
@@ -35,7 +35,9 @@ class _Answers:
     """What all models answered on one cohort, as counts per group."""
 
     stratum: np.ndarray  # (G,) as statistics.Sample.stratum
-    counts: dict[tuple[bool, bool], np.ndarray]  # (shared?, without copies?) -> (G, F, M, K, K): true class x answer
+    counts: dict[
+        tuple[bool, bool], np.ndarray
+    ]  # (shared?, without copies?) -> (G, F, M, K, K): true class x answer; F: folds x seeds
 
     def draw(self, resamples: int, rng: np.random.Generator) -> dict[tuple[bool, bool], np.ndarray]:
         """Return counts (1 + resamples, F, M, K, K): of the data, then of each resample of groups."""
@@ -50,18 +52,24 @@ def _answers(rows: pd.DataFrame, task: Task, shared: list[int]) -> _Answers:
     stratum = folds["min"].rank(method="dense").astype(int) - 1 if own else folds["min"] * 0
     stratum = stratum.sort_values(kind="stable")
     fold, model = rows["fold"].rank(method="dense").astype(int) - 1, rows.groupby(list(MODEL)).ngroup()
-    place = [stratum.index.get_indexer(rows["group"]), fold, model, rows["y_true"]]
-    shape = (len(stratum), fold.max() + 1, model.max() + 1, len(task.classes), len(task.classes))
+    runs, seed = max(1, len(shared_seeds(rows))), rows.groupby(list(MODEL))["seed"].rank(method="dense").astype(int) - 1
+    alone = np.flatnonzero(
+        seed.groupby(model).max() == 0
+    )  # models of one seed, which stands for every seed of the others
+    place = [stratum.index.get_indexer(rows["group"]), fold, seed, model, rows["y_true"]]
+    shape = (len(stratum), fold.max() + 1, runs, model.max() + 1, len(task.classes), len(task.classes))
     counts = {}
     for restricted, dropped in product((False, True), repeat=2):
         z = metrics.restrict(rows[task.columns()].to_numpy(), shared, metrics.RULES[restricted])
         where = np.ravel_multi_index([*place, z.argmax(axis=1)], shape)[rows["distinct"] | (not dropped)]
-        counts[restricted, dropped] = np.bincount(where, minlength=np.prod(shape)).reshape(shape).astype(float)
+        found = np.bincount(where, minlength=np.prod(shape)).reshape(shape).astype(float)
+        found[:, :, :, alone] = found[:, :, :1, alone]
+        counts[restricted, dropped] = found.reshape(shape[0], -1, *shape[3:])
     return _Answers(stratum.to_numpy(), counts)
 
 
 def _macro_f1(counts: np.ndarray, space: list[int]) -> np.ndarray:
-    """Return macro F1 (R, M), mean over the folds, from counts (R, F, M, K, K); NaN where a class of the space has no image."""
+    """Return macro F1 (R, M), mean over the folds and seeds, from counts (R, F, M, K, K); NaN where a class of the space has no image."""
     rows = counts[..., space, :]
     right, true, answered = rows[..., range(len(space)), space], rows.sum(-1), rows.sum(-2)[..., space]
     return (2 * right / np.where(true > 0, true + answered, np.nan)).mean(-1).mean(1)

@@ -3,13 +3,14 @@
 The predictions are those of ``training.shortcuts``.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from fpbench import predictions
 from fpbench.analysis import shift, statistics
-from fpbench.analysis.claims import primary
+from fpbench.analysis.claims import primary_view
 from fpbench.tasks import Task
 
 
@@ -72,7 +73,7 @@ def compare(conditions: dict[str, pd.DataFrame], task: Task) -> pd.DataFrame:
     """Return the headline score with interval of every encoder under every condition, in the primary view of every cohort."""
     parts = []
     for condition, predicted in conditions.items():
-        boots = primary(statistics.bootstraps(predicted, task), task)
+        boots = statistics.bootstraps(predicted, task, wanted=partial(primary_view, task))
         table = statistics.of_all(statistics.intervals, boots, methods=["percentile"])
         parts.append(table.assign(condition=condition))
     columns = ["encoder", "population", "classes", "condition", "groups", "value", "low", "high", "reason"]

@@ -1,8 +1,10 @@
 """Uncertainty of scores: group bootstrap, paired differences, ranking. Pure functions on arrays; frames at both ends.
 
-Estimand: the score of an encoder is the mean over its fold models of the score on the test cohort. A resample draws
-patient groups with replacement, once for all fold models and all encoders: weights (G,) say how often each group stands
-in it. Where all folds test the same groups, these are drawn together; where each fold tests its own (``crossval``,
+Estimand: the score of an encoder is the mean over its fold models of the score on the test cohort; where a fold was trained
+with several seeds, over folds and seeds. A resample draws patient groups with replacement, once for all fold models, seeds and
+encoders: weights (G,) say how often each group stands in it. So an interval and a test speak of these runs, on other patients; how
+scores differ by seed is an SD beside them (``scoring.summarise``). Models are paired fold by fold and seed by seed; one that was fitted
+once stands beside every seed of the other. Where all folds test the same groups, these are drawn together; where each fold tests its own (``crossval``,
 in-domain), a group is drawn within its fold: ``stratum`` (G,). Rows of different folds are never pooled.
 
 An interval that the data cannot carry (one group, an undefined resample, all resamples equal) is NaN with its ``reason``, never of
@@ -39,11 +41,11 @@ SAME = 1e-12  # scores closer than this are equal: they differ by rounding
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """The values of each metric. The score of a model is the mean of ``folds`` over the fold models."""
+    """The values of each metric. The score of a model is the mean of ``folds`` over the fold models, of every seed."""
 
     sample: Sample
-    folds: dict[str, np.ndarray]  # (F, M)
-    draws: dict[str, np.ndarray]  # (resamples, M), means over the fold models
+    folds: dict[str, np.ndarray]  # (P, M) as Sample.parts: one per fold, or per fold and seed
+    draws: dict[str, np.ndarray]  # (resamples, M), means over the parts
     jackknife: dict[str, np.ndarray]  # (G, M), one group left out
 
 
@@ -91,7 +93,13 @@ def bootstrap(
     return Bootstrap(sample, folds, draws, collect(names, left_out))
 
 
-def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), seed: int = 0) -> list[Bootstrap]:
+def bootstraps(
+    predicted: pd.DataFrame,
+    task: Task,
+    names: Sequence[str] = (),
+    seed: int = 0,
+    wanted: Callable[..., bool] = lambda *view: True,
+) -> list[Bootstrap]:
     """Return the bootstrap of every view, each with a seed of its own.
 
     Parameters
@@ -102,21 +110,23 @@ def bootstraps(predicted: pd.DataFrame, task: Task, names: Sequence[str] = (), s
         Metrics; default: the headline of the task.
     seed
         Of the first view.
+    wanted
+        As of ``samples``: which views; their resamples are the same whatever others are asked for.
 
     Returns
     -------
     list of Bootstrap
-        ``folds`` (F, M) and ``draws`` (resamples, M) of each metric, for M models and F folds: what ``intervals``,
-        ``differences`` and ``ranking`` take.
+        ``folds`` (P, M) and ``draws`` (resamples, M) of each metric, for M models and P folds, or folds x seeds: what
+        ``intervals``, ``differences`` and ``ranking`` take.
 
     Raises
     ------
     InputError
-        Models did not answer the same image x fold rows, or a metric is unknown.
+        Models did not answer the same image x fold rows, or have several seeds that are not the same; or a metric is unknown.
     """
     names = names or [task.headline]
-    drawn = Progress(samples(predicted, task), total=None, desc="resampling", unit="view")
-    return [bootstrap(sample, names, seed=seed + number) for number, sample in enumerate(drawn)]
+    drawn = Progress(samples(predicted, task, wanted), total=None, desc="resampling", unit="view")
+    return [bootstrap(sample, names, seed=seed + sample.number) for sample in drawn]
 
 
 def interval(
@@ -181,20 +191,23 @@ def intervals(boot: Bootstrap, methods: Sequence[str] = METHODS, level: float = 
     Returns
     -------
     pandas.DataFrame
-        Columns MODEL, VIEW, metric, resamples, groups, value, method, low, high, reason (of NaN).
+        Columns MODEL, VIEW, metric, resamples, groups, value, method, low, high, reason (of NaN); and seeds, how many the model has,
+        where some model of the sample has several (so in ``differences`` and ``ranking``).
     """
     sample, rows = boot.sample, []
     for metric, i, method in product(boot.draws, range(len(sample.models)), methods):
         draws, value, left_out = boot.draws[metric][:, i], boot.folds[metric][:, i].mean(), boot.jackknife[metric][:, i]
         low, high, reason = interval(draws, value, left_out, sample.stratum, method, level, sample.why(value))
-        row = _about(boot, metric, sample.models[i]) | {"value": value, "method": method}
+        row = _about(boot, metric, i) | {"value": value, "method": method}
         rows.append(row | {"low": low, "high": high, "reason": reason})
     return pd.DataFrame(rows)
 
 
-def _about(boot: Bootstrap, metric: str, model: tuple[str, str]) -> dict:
-    about = dict(zip(MODEL + VIEW, model + boot.sample.view, strict=True))
-    return about | {"metric": metric, "resamples": len(boot.draws[metric]), "groups": len(boot.sample.groups)}
+def _about(boot: Bootstrap, metric: str, *models: int) -> dict:
+    sample, (first, *_) = boot.sample, models
+    about = dict(zip(MODEL + VIEW, sample.models[first] + sample.view, strict=True))
+    about |= {"metric": metric, "resamples": len(boot.draws[metric]), "groups": len(sample.groups)}
+    return about | ({"seeds": max(sample.seeds[i] for i in models)} if sample.runs > 1 else {})
 
 
 def permutation(
@@ -202,7 +215,7 @@ def permutation(
 ) -> dict[str, np.ndarray]:
     """Return two-sided p (P,) of each metric for pairs (P, 2) of models.
 
-    Within each group the two models are swapped, or not, for all folds at once. p = (1 + swaps with at least the
+    Within each group the two models are swapped, or not, for all folds and seeds at once. p = (1 + swaps with at least the
     observed difference) / (1 + permutations), so it is never 0; NaN where the difference is, or with one group.
     """
     rng, groups = np.random.default_rng(seed), len(sample.groups)
@@ -261,11 +274,12 @@ def differences(
                 draws, folds, out = (x[name][:, a] - x[name][:, b] for x in (boot.draws, boot.folds, boot.jackknife))
                 why = sample.why(folds.mean())
                 low, high, reason = interval(draws, folds.mean(), out, sample.stratum, method, level, why)
-                row = _about(boot, name, sample.models[a]) | {"other": sample.models[b][0], "value": folds.mean()}
+                row = _about(boot, name, a, b) | {"other": sample.models[b][0], "value": folds.mean()}
                 row |= {"method": method, "low": low, "high": high, "p": p[name][k], "p_holm": holm(p[name])[k]}
-                fold_test = nadeau_bengio(folds, sample.test_share) if sample.stratum.any() else np.nan
+                by_fold = folds.reshape(-1, sample.runs).mean(1)
+                fold_test = nadeau_bengio(by_fold, sample.test_share) if sample.stratum.any() else np.nan
                 rows.append(row | {"p_nadeau_bengio": fold_test, "reason": reason})
-    about = _about(boot, next(iter(boot.draws)), sample.models[0])
+    about = _about(boot, next(iter(boot.draws)), 0)
     columns = [*about, "other", "value", "method", "low", "high", "p", "p_holm", "p_nadeau_bengio", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -291,14 +305,15 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
         rank, best = stats.rankdata(-value, "min", nan_policy="omit"), np.argmax(np.nan_to_num(value, nan=-np.inf))
         verdict = {"winner": sample.models[members[best]][0], "winner_not_best": 1 - rank1[best], "reason": reason}
         for i, member in enumerate(members):
-            row = _about(boot, metric, sample.models[member]) | {"value": sign * value[i], "rank": rank[i]}
+            row = _about(boot, metric, member) | {"value": sign * value[i], "rank": rank[i]}
             rows.append(row | {"rank1": rank1[i]} | verdict)
     return pd.DataFrame(rows)
 
 
 def of_all(tell: Callable[..., pd.DataFrame], boots: Sequence[Bootstrap], **options: Any) -> pd.DataFrame:
     """Return the rows of ``intervals``, ``differences`` or ``ranking`` (``tell``) of several bootstraps."""
-    return pd.concat([tell(boot, **options) for boot in boots], ignore_index=True)
+    told = Progress(boots, total=len(boots), desc=getattr(tell, "__name__", "views"), unit="view")
+    return pd.concat([tell(boot, **options) for boot in told], ignore_index=True)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -311,7 +326,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def nadeau_bengio(difference: np.ndarray, test_share: float) -> float:
-    """Return two-sided p of the corrected resampled t-test (Nadeau & Bengio 2003) on differences (F,) of two encoders.
+    """Return two-sided p of the corrected resampled t-test (Nadeau & Bengio 2003) on differences (F,) of two encoders, means over seeds.
 
     For folds that test patients of their own (``crossval``, in-domain) and nothing else: on a common test set the folds
     share its luck, which no fold SD shows. ``test_share`` is tested / training patients. NaN where the SD is 0.

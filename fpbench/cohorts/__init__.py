@@ -5,6 +5,7 @@ changes nothing, and the columns of ``COLUMNS``. A *group* is a set of patients 
 image: splits and resampling use groups, because two patient numbers that share a picture may be one patient.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
-SOURCES: dict[str, Source] = {source.name: source for source in (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES)}
+KNOWN = (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES, phantoms.BRAIN)
+SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 
 def register_cohort(source: Source) -> None:
@@ -52,6 +54,7 @@ class Cohort:
     source: Source
     frame: pd.DataFrame  # one row per image: COLUMNS, further ones of the source, those of images.SCAN; index 0..N-1
     absent: int = 0  # images of the label file whose files are not there
+    geometries: tuple[images.Geometry, ...] = ()  # that will be wanted of all its pictures: made in one pass
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -77,7 +80,9 @@ class Cohort:
 
     def array(self, geometry: images.Geometry) -> np.ndarray:
         """Return all pictures in one geometry (see ``images.cached_images``), in the order of ``frame``."""
-        return images.cached_images(self.frame["path"].tolist(), self.frame, geometry, self.source.bits)
+        return images.cached_images(
+            self.frame["path"].tolist(), self.frame, geometry, self.source.bits, self.geometries
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""
@@ -85,8 +90,8 @@ class Cohort:
         return artifacts.digest([*known, *([c, self.frame[c].astype(str).tolist()] for c in self.source.further)])
 
     def select(self, rows: Iterable) -> "Cohort":
-        """Return the cohort without the rows where the mask is false. Groups stay as they are."""
-        return replace(self, frame=self.frame[np.asarray(rows, bool)].reset_index(drop=True))
+        """Return the cohort without the rows where the mask is false. Groups stay as they are; no geometries are wanted of it."""
+        return replace(self, frame=self.frame[np.asarray(rows, bool)].reset_index(drop=True), geometries=())
 
     def pictures(self, count: int, seed: int = 0) -> list[np.ndarray]:
         """Return some pictures, drawn at random, each of another patient."""
@@ -143,7 +148,7 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     """
     source, folder, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
-    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits)], axis=1)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits, images.THUMBNAIL)], axis=1)
     if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
         first = ": ".join(bad.iloc[0])
         raise InputError(f"{len(bad)} unreadable pictures in {folder}, the first is {first}")
@@ -249,7 +254,7 @@ def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFram
         raise InputError(f"missing={missing!r}: expected 'error' or 'drop'")
     rows = read_labels(source, folder).sort_values("image_id")
     rows["path"] = [folder / path for path in rows["path"]]
-    there = np.array([images.file_of(path).is_file() for path in rows["path"]])
+    there = np.array([os.path.isfile(images.file_of(path)) for path in rows["path"]])
     if (missing == "error" and not there.all()) or not there.any():
         gone = rows[~there]
         row = f" (row {gone.index[0]})" if rows.index.name == ROW else ""

@@ -17,7 +17,6 @@ from fpbench.cohorts import Cohort, distinct, group_patients, list_images
 from fpbench.errors import InputError
 from fpbench.tasks import TASKS, Task
 
-THUMBNAIL = images.Geometry("squash", 64, "bilinear")
 HASH_BITS = 256  # the 16 x 16 lowest frequencies of the 64 x 64 thumbnail
 NEAR_BITS = 32  # at most so many of them differ
 NEAR_CORRELATION = 0.99  # and the thumbnails correlate at least so much
@@ -84,7 +83,7 @@ def audit(name: str | Path, root: str | Path | None = None, missing: str = "drop
     """Audit a cohort; unlike ``load_cohort`` it goes on over unreadable pictures and reports them."""
     source, _, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
-    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits)], axis=1)
+    frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits, images.THUMBNAIL)], axis=1)
     bad = frame["error"] != ""
     if bad.all():
         why = frame["error"].iat[0]
@@ -111,7 +110,7 @@ def near_pairs(frame: pd.DataFrame, bits: int = 0) -> pd.DataFrame:
     """Return pairs that look alike without being pixel-identical, the most alike first; ``bits`` as of ``images.scan``."""
     first = np.flatnonzero(~frame["pixels"].duplicated().to_numpy())
     looked = frame.iloc[first].reset_index(drop=True)
-    thumbs = images.cached_images(looked["path"].tolist(), looked, THUMBNAIL, bits).astype(np.float32)
+    thumbs = images.cached_images(looked["path"].tolist(), looked, images.THUMBNAIL, bits).astype(np.float32)
     thumbs = thumbs.mean(axis=-1) if thumbs.ndim == 4 else thumbs
     signs = perceptual_signs(thumbs)
     flat = thumbs.reshape(len(thumbs), -1)

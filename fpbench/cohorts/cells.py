@@ -10,6 +10,7 @@ import datetime
 import difflib
 import io
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def open_table(path: Path, separators: Sequence[str] = (), encoding: str = "utf-
     InputError
         It is no table; the message names the row and what to write.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where no file could have such a name
         raise MissingError(f"expected a table at {path}, found nothing: correct the path")
     kind = path.suffix.lower()
     if kind in (".xls", ".xlsb", ".ods", ".numbers"):

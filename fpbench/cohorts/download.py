@@ -7,7 +7,6 @@ are in `public.yaml`), `fetch`, `extract`.
 
 import lzma
 import re
-import shutil
 import stat
 import tarfile
 import unicodedata
@@ -19,12 +18,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
 import yaml
 from tqdm import tqdm
 
 from fpbench.errors import InputError
-from fpbench.files import transfer
+from fpbench.files import artifacts, paths, sharing, transfer
 
 MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more
 MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files
@@ -52,7 +50,7 @@ class Archive:
     citation: str
 
 
-FACTS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text())
+FACTS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text(encoding="utf-8"))
 SPAIN, AFRICA = (Archive(**FACTS[name]["archive"]) for name in ("spain", "africa"))
 
 
@@ -64,10 +62,11 @@ def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], object
     as it is. Raises `MissingError` when the server has no such file, `InputError` when transfer, md5, disk space, archive
     or existing folder is not as it should be.
     """
+    paths.trust()
     root = Path(root).resolve()
     destination = root / archive.name
-    root.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(root / f".{archive.name}.lock"):  # a second fetch waits, then finds the folder
+    sharing.make_folder(root)
+    with sharing.hold(root / f".{archive.name}.lock"):  # a second fetch waits, then finds the folder
         if _occupied(destination):
             _check_existing(destination, verify)
         else:
@@ -140,17 +139,14 @@ def extract(
     archive_path, destination = Path(archive_path), Path(destination).resolve()
     if _occupied(destination):
         raise InputError(f"{destination} is in the way and was left alone. Move it, run again")
-    temporary = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-    temporary.mkdir(parents=True)
-    try:
+    with artifacts.beside(destination) as temporary:
+        temporary.mkdir()
         budget = min(max_bytes, MAX_RATIO * archive_path.stat().st_size)
         _unpack(archive_path, temporary, budget, max_members, top)
         if verify is not None:
             verify(temporary)
+        sharing.share_tree(temporary)
         temporary.rename(destination)  # an empty folder may be there
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return destination
 
 

@@ -88,7 +88,7 @@ def sketch(table: str | Path, images: str | Path | None = None, out: str | Path 
     if file.exists():
         raise InputError(f"{file} is there already, and nothing is written over: name another with --out")
     top = paths.here(images) if images else table.parent
-    if not top.is_dir():
+    if not os.path.isdir(top):
         raise InputError(f"expected a folder with pictures at {top}, found nothing: correct --images")
     raw, lines = _table(table, file.parent)
     if any(map(cells.DATA.fullmatch, raw.header)):
@@ -133,7 +133,7 @@ def _table(path: Path, base: Path) -> tuple[cells.Raw, list[str]]:
     if path.suffix.lower() in (*cells.EXCEL, *cells.PARQUET):
         raw = cells.open_table(path)
         return raw, [*lines, *([f"sheet: {quoted(raw.sheet)}"] if raw.sheet else [])]
-    if not path.is_file():
+    if not os.path.isfile(path):
         return cells.open_table(path), lines  # says so
     encoding = cells.guess_encoding(path.read_bytes())
     separators, fitting, bad = _separators(cells.decoded(path, encoding))

@@ -78,7 +78,7 @@ def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
 def check_plain(frame: pd.DataFrame, path: Path | str) -> None:
     """Raise InputError for a cell that is not PLAIN: cells go into names, messages, and tables that spreadsheets open."""
     for column, cells in frame.items():
-        if odd := [one for one in cells.unique() if isinstance(one, str) and not PLAIN.fullmatch(one)]:
+        if odd := [one for one in cells.unique().tolist() if isinstance(one, str) and not PLAIN.fullmatch(one)]:
             odd = cells[cells.isin(odd)].drop_duplicates()
             problem = f"expected short printable text without =, +, - or @ in front, found {column} {odd.iat[0][:40]!r}"
             raise rows_error(path, odd, problem)

@@ -7,6 +7,7 @@ at two centres, or on both sides of a split, is an error. Contents: ``describe``
 """
 
 import difflib
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -275,7 +276,7 @@ class Table:
         """Return what to do about images whose files are not there: another folder or suffix, if they are there then."""
         plain = [str(path).removeprefix(f"{self.folder}/").removesuffix(self.suffix) for path in lost["path"]]
         near = [self.folder, self.file.parent, self.path.parent]
-        found = pictures.match(plain, pictures.files_below([one for one in dict.fromkeys(near) if one.is_dir()]))
+        found = pictures.match(plain, pictures.files_below([one for one in dict.fromkeys(near) if os.path.isdir(one)]))
         if not found.found:
             other = f"; there is {found.others[0]}: another folder, suffix or case?" if found.others else ""
             return f"correct `images` or `suffix` in {self.file}{other}; or load what is there with missing='drop'"
@@ -300,7 +301,7 @@ def describe(file: str | Path) -> Source:
         Not YAML, an unknown or missing key, a wrong type, or a word that cannot be; the message names the key.
     """
     file = paths.here(file)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise MissingError(
             f"expected a file that describes a cohort at {file}, found nothing: `fpbench init-cohort TABLE` writes one"
         )

@@ -20,6 +20,7 @@ from PIL import Image
 from fpbench.encoders import catalogue
 from fpbench.encoders.catalogue import Entry
 from fpbench.errors import InputError
+from fpbench.files import transfer
 from fpbench.images import Geometry, to_array
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Weights:
     file_sha256: str = ""  # of the file, if there is one
     ignored: tuple[str, ...] = ()  # tensors of the file that were left out on purpose
     notes: tuple[str, ...] = ()  # what else a reader must know: a table resized, one of several sets, facts assumed
+    saw: dict[str, str] = field(
+        default_factory=dict
+    )  # population -> did its pretraining see it, as far as this program made it
 
     @property
     def label(self) -> str:
@@ -239,9 +243,10 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
-            plan = import_module(f"fpbench.encoders.adapters.{family}").plan(
-                architecture, weights, pooling, options, ignore, prefix
-            )
+            fetches = (weights == "hub" or family == "hf") and not Path(architecture).exists()
+            with transfer.hub() if fetches else nullcontext():
+                adapter = import_module(f"fpbench.encoders.adapters.{family}")
+                plan = adapter.plan(architecture, weights, pooling, options, ignore, prefix)
             plan = replace(plan, geometry=geometry_of(plan.geometry, geometry))
         else:
             plan = _plan(model, weights, pooling, geometry, options)
@@ -292,9 +297,21 @@ def geometry_of(own: Geometry, given: Geometry | dict | None) -> Geometry:
     return replace(own, **{**crop, **(given or {})})
 
 
+def declared(model: str, pooling: str, given: dict) -> Geometry | None:
+    """Return the geometry of a model as far as it is known without building it; None where its library alone knows it.
+
+    That of the catalogue, miniatures and ``register_encoder`` is a fact of the entry. A model ``family:architecture`` says its own only
+    when it is built, but for what is given: kind, size and interpolation are all of it (and the crop, where the kind crops).
+    """
+    if model.partition(":")[0] not in FAMILIES:
+        return settle(model, pooling, given)[3]
+    whole = {"kind", "size", "interpolation", *(["crop"] if given.get("kind") == "resize_crop" else [])} <= {*given}
+    return geometry_of(Geometry("squash", 8), given) if whole else None
+
+
 def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ...], name: str, prefix: str) -> Weights:
     """Put weights into the module, unless it is to stay random or its family has filled it; return which they are."""
-    from fpbench.encoders.checkpoint import fill, opened, tensors_sha256
+    from fpbench.encoders.checkpoint import OWN, fill, is_own, opened, tensors_sha256
     from fpbench.encoders.fetch import locate
     from fpbench.files.artifacts import file_sha256
 
@@ -305,7 +322,8 @@ def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ..
     path, ignored, notes = locate(model) if weights == "hub" else Path(weights), plan.ignored, plan.notes
     if plan.layouts:
         content = opened(path, prefix)
-        left_out, resized = fill(plan.module, content.tensors, plan.layouts, ignore, f"{name} from {path}")
+        layouts = (OWN,) if is_own(plan.module, content.tensors) else plan.layouts
+        left_out, resized = fill(plan.module, content.tensors, layouts, ignore, f"{name} from {path}")
         ignored, notes = (*left_out, *content.ignored), (*content.notes, *resized, *notes)
     return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored, notes)
 
@@ -366,4 +384,6 @@ def facts(encoders: "list[Encoder]") -> "pd.DataFrame":
         }
         for one in encoders
     )
+    for population in dict.fromkeys(name for one in encoders for name in one.weights.saw):
+        frame[f"saw {population}"] = [one.weights.saw.get(population, "see above") for one in encoders]
     return frame.assign(mind=list(map("; ".join, notes))) if any(notes) else frame

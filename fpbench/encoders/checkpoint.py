@@ -8,6 +8,7 @@ for everything else.
 
 import _compat_pickle
 import hashlib
+import os
 import pickle
 import re
 import sys
@@ -71,6 +72,15 @@ def renamed(*rules: tuple[str, str]) -> Callable[[str], str]:
     return source
 
 
+OWN = Layout(renamed((r"^trunk\.", "")))  # of files that our pretraining writes
+
+
+def is_own(module: "torch.nn.Module", tensors: dict[str, "torch.Tensor"]) -> bool:
+    """Return whether a file holds exactly the tensors of a module, named and shaped as OWN has it."""
+    wanted = {OWN.source(name): tensor.shape for name, tensor in module.state_dict().items()}
+    return wanted == {name: tensor.shape for name, tensor in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Content:
     """The tensors of a file, and what was done to their names."""
@@ -102,7 +112,7 @@ def opened(path: Path, prefix: str = "") -> Content:
     MissingError
         No such file.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingError(f"expected a weights file at {path}, found nothing: check the path in the study")
     content, sought = load(path), f"{prefix.rstrip('.')}." if prefix else ""
     wrappers: list[str] = []

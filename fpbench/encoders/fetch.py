@@ -6,14 +6,16 @@ well. A hash that the catalogue does not know is pinned in a lock on first use, 
 
 import html
 import re
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urljoin
 
 from fpbench.encoders.catalogue import Entry, Source, find
 from fpbench.errors import InputError, MissingError
-from fpbench.files import artifacts, paths, transfer
+from fpbench.files import artifacts, paths, sharing, transfer
 
 DRIVE = "https://drive.usercontent.google.com/download"
 DRIVE_FOLDER = "https://drive.google.com/embeddedfolderview"
@@ -35,6 +37,7 @@ def fetch(name: str) -> Path:
     MissingError
         The address holds no such file.
     """
+    paths.trust()
     (entry, source), path = _entry(name), path_of(name)
     print(f"{name}: {source.url}\n  licence: {entry.licence}; gated: {entry.gated}")
     with artifacts.lock(path):
@@ -200,15 +203,25 @@ def _in_folder(folder: str, file: str) -> str:
 def _from_hub(name: str, source: Source, path: Path) -> str:
     """Fetch with huggingface_hub at the pinned revision; "main" is resolved first."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
+    stack: Any = next((sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules), None)
+    errors = (
+        HfHubHTTPError,
+        OSError,
+        *((stack.HTTPError,) if stack else ()),
+    )  # of the hub, of the disk, of the way there
     revision = _pinned(_lock()).get(name, {}).get("revision")
     try:
         revision = revision or HfApi().model_info(source.address, revision=source.revision).sha
         hf_hub_download(source.address, source.file, revision=revision, local_dir=path.parent)
+        sharing.share_tree(path.parent)
     except GatedRepoError:
         how = "accept its terms in a browser, then log in with `hf auth login`, and fetch again"
         raise InputError(f"{source.address} is gated: {how}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise InputError(f"{source.address}: {str(error).splitlines()[0]}") from None
+    except errors as error:
+        gone = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        kind = MissingError if gone else InputError
+        told = transfer.explain(error) or next(iter(str(error).splitlines()), type(error).__name__)
+        raise kind(f"{source.address}: {told}") from None
     return revision or ""

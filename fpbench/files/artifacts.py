@@ -2,8 +2,8 @@
 
 Every file is written to a temporary name beside its target, flushed to disk and renamed. What has a JSON sidecar is
 complete when the sidecar is there: it is written last and holds the SHA-256 of its partner, and of itself. A reader checks
-both, so that a half-written or damaged file is rebuilt or refused, never believed. Locks only save work: without them
-(some network file systems grant every lock to everyone) two writers still end with one whole file.
+both, so that a half-written or damaged file is rebuilt or refused, never believed. Locks only save work (``sharing``): without them
+two writers still end with one whole file.
 """
 
 import errno
@@ -12,15 +12,16 @@ import json
 import os
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from fpbench.errors import InputError
+from fpbench.files import paths, sharing
 
 
 def digest(value: object) -> str:
@@ -37,13 +38,14 @@ def file_sha256(path: Path) -> str:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends well, and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    sharing.make_folder(path.parent)
     _collect_orphans(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        sharing.share(temporary)
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
@@ -54,13 +56,30 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` for a folder that no other process uses; what lies there at the end is deleted."""
+    sharing.make_folder(path.parent)
+    _collect_orphans(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+
+
 def _collect_orphans(path: Path) -> None:
     """Delete temporaries beside ``path`` that killed processes of this host left behind."""
     for orphan in path.parent.glob(f".*.{socket.gethostname()}.*.tmp"):
         try:
             os.kill(int(orphan.name.split(".")[-3]), 0)  # asks whether the process lives
         except ProcessLookupError:
-            orphan.unlink(missing_ok=True)
+            with suppress(OSError):  # in a folder of somebody else
+                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink(missing_ok=True)
         except (PermissionError, ValueError):
             pass  # it lives, and is another user's; or it is no file of ours
 
@@ -78,13 +97,13 @@ def write_json(path: Path, content: dict) -> None:
     """Write a JSON file that carries its own digest."""
     content = json.loads(json.dumps(content))
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps({**content, "digest": digest(content)}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**content, "digest": digest(content)}, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:
     """Read a file of ``write_json``; InputError if it is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         found = content.pop("digest")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a file written by fpbench ({error}): delete it and run again") from None
@@ -108,8 +127,8 @@ def checked(path: Path) -> dict:
 
 
 def whole(path: Path) -> dict:
-    """Return what ``checked`` does, or nothing if the file is absent or cannot be trusted."""
-    with suppress(FileNotFoundError, InputError, KeyError):
+    """Return what ``checked`` does, or nothing if the file is absent, closed to us or cannot be trusted."""
+    with suppress(FileNotFoundError, PermissionError, InputError, KeyError):
         return checked(path)
     return {}
 
@@ -131,14 +150,29 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def place(path: Path) -> Path:
+    """Return where a file of the cache is, or shall be made: in the cache of our own results if its folder is closed to us."""
+    own = _own(path)
+    if own == path or sharing.is_writable(path.parent) or whole(path):
+        return path
+    if path.parent not in _told:
+        _told.add(path.parent)
+        print(f"{path.parent} cannot be written: what is new goes to {own.parent}", file=sys.stderr)
+    return own
+
+
+_told: set[Path] = set()
+
+
+def _own(path: Path) -> Path:
+    cache = paths.cache()
+    return paths.results() / "cache" / path.relative_to(cache) if path.is_relative_to(cache) else path
+
+
 @contextmanager
 def lock(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold the lock of ``path`` against other processes; the system frees it when the holder dies.
-
-    Raises filelock.Timeout if it is not free within ``timeout`` seconds (default: waits for ever).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout):
+    """Hold the lock of ``path`` against other processes, where there are locks; ``sharing.Held`` if it is not free within ``timeout`` seconds."""
+    with sharing.hold(path.with_name(f".{path.name}.lock"), timeout):
         yield
 
 
@@ -154,7 +188,7 @@ def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.n
     build
         Writes the array to the path it is given, as ``.npy``. Called under a lock, at most once per key.
     """
-    path = folder / f"{digest(key)[:32]}.npy"
+    path = place(folder / f"{digest(key)[:32]}.npy")
     if (array := _open(path)) is not None:
         return array
     with lock(path):
@@ -170,7 +204,7 @@ def cached_array(folder: Path, key: dict, build: Callable[[Path], None]) -> np.n
                     raise
             array = _open(path)
     if array is None:  # damaged; or gone, if another process has made the whole of which it is a part
-        with open(path), open(sidecar(path)):
+        with open(path, "rb"), open(sidecar(path), "rb"):
             raise InputError(f"{path} could not be read back after it was written: is the disk failing?")
     return array
 
@@ -181,4 +215,5 @@ def _open(path: Path) -> np.ndarray | None:
 
 def discard(folder: Path) -> None:
     """Delete a folder of intermediate files; what another process still holds is left to it."""
-    shutil.rmtree(folder, ignore_errors=True)
+    for one in {folder, _own(folder)}:
+        shutil.rmtree(one, ignore_errors=True)

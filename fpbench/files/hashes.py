@@ -19,6 +19,7 @@ from fpbench.files import artifacts, paths
 FEWEST = 100  # files that are remembered
 SETTLED = 2_000_000_000  # ns between a change and the hash: file systems tell times in steps
 STAMP = ["size", "changed", "inode"]
+KINDS = {**dict.fromkeys((*STAMP, "hashed"), "int64"), "sha256": "str"}  # of the columns
 
 
 def sha256s(
@@ -60,8 +61,8 @@ def sha256s(
 
 def _remembered(place: Path, count: int) -> pd.DataFrame:
     """Return the rows of the last time; none of which any file is like where there are none."""
-    with suppress(OSError, InputError, ValueError):
+    with suppress(OSError, InputError, ValueError, KeyError, TypeError):  # of another version, or damaged
         if artifacts.whole(place) and len(known := pd.read_parquet(place)) == count:
-            return known
+            return known[[*KINDS]].astype(KINDS)
     nothing: dict[str, list] = {name: [-1] * count for name in (*STAMP, "hashed")}
     return pd.DataFrame(nothing | {"sha256": [""] * count})

@@ -16,6 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 HOME = "FPBENCH_HOME"
 ROOTS = {"FPBENCH_DATA": "data", "FPBENCH_WEIGHTS": "weights", "FPBENCH_RESULTS": "results"}  # variable -> default
 OTHERS = ("FPBENCH_CACHE", "FPBENCH_SHARED")
+BUNDLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # certificates that requests trusts, and that httpx does
+FOLDERS = ("SSL_CERT_DIR",)  # the same as a folder, for httpx
 MARKS = ("Snakefile", "notebooks", "studies")  # what a workspace holds
 
 
@@ -43,11 +45,21 @@ def settle() -> None:
     for name in (*ROOTS, *OTHERS):
         if given := os.environ.get(name):
             os.environ[name] = os.path.abspath(os.path.expanduser(given))
+    trust()
     if HOME not in os.environ:
         try:
             os.environ[HOME] = str(home())
         except MissingError:
             return  # a command that needs one says so
+
+
+def trust() -> None:
+    """Let requests (REQUESTS_CA_BUNDLE) and httpx (SSL_CERT_FILE, SSL_CERT_DIR) trust the same certificates, whichever is named."""
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    if given := next((os.environ[name] for name in names if os.environ.get(name)), ""):
+        os.environ.setdefault("REQUESTS_CA_BUNDLE", given)
+        if "SSL_CERT_FILE" not in os.environ and "SSL_CERT_DIR" not in os.environ:
+            os.environ["SSL_CERT_DIR" if os.path.isdir(given) else "SSL_CERT_FILE"] = given
 
 
 def expand(text: str, base: Path | None = None) -> Path:

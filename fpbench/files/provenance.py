@@ -28,7 +28,7 @@ def commit_id() -> str:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(PACKAGE.parent), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except OSError:  # there is no git
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,5 +1,6 @@
 """What jobs cost: measured on this device for people, and from declared facts for a scheduler."""
 
+import os
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ from fpbench import loading
 from fpbench.cohorts import count_images
 from fpbench.encoders import MINI
 from fpbench.encoders.catalogue import CATALOGUE
+from fpbench.errors import InputError
 from fpbench.grid.jobs import Job
 from fpbench.splits import make_splits
 from fpbench.study import Study
@@ -23,6 +25,9 @@ def bill(study: Study, due: list[Job]) -> str:
     from fpbench.training import tuning
 
     home, external = loading.load_cohorts(study.begin())
+    longer = _pretrainings(study, [job.pretraining for job in due if job.pretraining])
+    if not (due := [job for job in due if job.encoder]):
+        return longer
     cut = make_splits(home, study.the_task, study.split, study.folds, study.seed)
     images, shapes, rows = sum(map(len, (home, *external))), set(), []
     for name in dict.fromkeys(job.encoder for job in due):
@@ -42,7 +47,26 @@ def bill(study: Study, due: list[Job]) -> str:
     table = table.rename(columns={"hours": "GPU-hours" if gpu else "hours on this CPU"})
     text = table.astype({"jobs": int}).to_string(index=False, float_format="{:,.3g}".format)
     cache = sum(images * shape.size**2 for shape in shapes) / 1e9
-    return f"Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+    told = f"{longer}\n\n" if longer else ""
+    return f"{told}Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+
+
+def _pretrainings(study: Study, names: list[str]) -> str:
+    """Return what pretrainings would take on this device, as a table, from one timed step each; empty: there are none."""
+    import pandas as pd
+
+    from fpbench.training.pretraining import runs
+
+    rows = [
+        {"pretraining": name, "pictures": (count := runs.most(study, name)), **runs.estimate(study, name, count)}
+        for name in names
+    ]
+    if not rows:
+        return ""
+    where = "GPU-hours" if loading.device(study).startswith("cuda") else "hours on this CPU"
+    table = pd.DataFrame(rows).rename(columns={"hours": where})
+    text = table.to_string(index=False, float_format="{:,.3g}".format)
+    return f"Pretraining, on at most so many pictures (what the rules leave out is counted):\n{text}"
 
 
 # What a job asks of a scheduler, from declared facts alone: generous, at most a day, since a job that is cut off goes on from its
@@ -54,7 +78,7 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
     """Return Snakemake's resources of a kind of job: numbers, or functions of its wildcards.
 
     ``passes``: how often every image goes through the network of the job's encoder, or through all where it has none;
-    ``training``: as often as a fine-tuning needs; 0: there is no network, and no GPU is asked for.
+    ``training``, ``pretraining``: as often as these need; 0: there is no network, and no GPU is asked for.
     """
     if not passes:
         return {"mem_mb": 8000, "runtime": 120}
@@ -62,13 +86,18 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
     images = _images(study)
 
     def names(wildcards: Any) -> list[str]:
+        if passes == "pretraining":
+            return [study.pretraining[wildcards.pretraining].start]
         return [wildcards.encoder] if "encoder" in dict(wildcards) else [spec.name for spec in study.encoders]
 
     def minutes(wildcards: Any) -> int:
         if isinstance(passes, int):
             seen = passes
+        elif passes == "pretraining":  # the views of a picture cost about 13 passes of one at full size
+            seen = 13 * study.pretraining[wildcards.pretraining].epochs
         else:  # forwards and backwards, by all runs
-            seen = 4 * study.recipe.epochs * len(study.recipe.grid(wildcards.mode)) * study.folds
+            runs = len(study.recipe.grid(wildcards.mode)) + len(study.seeds_of(wildcards.mode)) - 1  # of a fold
+            seen = 4 * study.recipe.epochs * runs * study.folds
         operations = sum(_facts(study, name)[0] for name in names(wildcards)) * images * seen
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))
 
@@ -77,7 +106,17 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
         pictures = max(2 * images * pixels for *_, pixels in found) / 1e6  # of the largest, twice
         return 4000 + int(pictures + sum(20 * held for _, held, _ in found))  # weights with gradients and moments
 
-    return {"gpu": int(study.device != "cpu"), "mem_mb": megabytes, "runtime": minutes}
+    return {**(_gpu() if study.device != "cpu" else {"gpu": 0}), "mem_mb": megabytes, "runtime": minutes}
+
+
+def _gpu() -> dict[str, Any]:
+    """Return the resource that asks for a GPU: as ``FPBENCH_SLURM_GPU`` says to sbatch, else Snakemake's own, which sends ``--gpus=1``."""
+    if not (words := os.environ.get("FPBENCH_SLURM_GPU", "").strip()):
+        return {"gpu": 1}
+    if not words.startswith("--") or words.startswith(("--gpus=", "--gpus ")):
+        wanted = "expected --gres=gpu:1, --gres=gpu:MODEL:1 or --gpus-per-node=1; nothing for --gpus=1"
+        raise InputError(f"FPBENCH_SLURM_GPU={words}: {wanted}")
+    return {"gres": words[len("--gres") + 1 :]} if words.startswith("--gres") else {"slurm_extra": words}
 
 
 def _images(study: Study) -> int:

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
@@ -26,8 +25,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from fpbench.grid import sockets
 
 ADDRESS = "FPBENCH_FORKSERVER"  # names the socket
 PAUSE = 0.2  # seconds between two looks at whether the others are alive
@@ -45,20 +47,32 @@ def listening(every: Sequence[str], later: Sequence[str]) -> Iterator[dict[str, 
     if sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")):
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="fpbench") as folder, socket.socket(socket.AF_UNIX) as listener:
+    with sockets.folder() as (folder, short), socket.socket(socket.AF_UNIX) as listener:
+        if not short:
+            yield {}
+            return
         listener.bind(address := f"{folder}/socket")
         listener.listen()  # whoever comes before the server has imported waits
         # by its last word the grid knows that a process is ours
         words = ["serve", str(number := listener.fileno()), ",".join(every), ",".join(later), "fpbench"]
         command = [sys.executable, "-P", "-m", "fpbench.grid.forkserver", *words]
         # it ends when its standard input does; a session of its own: the terminal's signals reach jobs through their commands
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], start_new_session=True)
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[number], start_new_session=True, env={**os.environ, **plain()}
+        )
         listener.close()  # should the server die, commands find nobody
         try:
             yield {ADDRESS: address}
         finally:
             server.kill()
             server.communicate()
+
+
+def plain() -> dict[str, str]:
+    """Return an environment in which Matplotlib does as it is published, whatever the user's own settings are."""
+    found = find_spec("matplotlib")
+    place = next(iter(found.submodule_search_locations or []), "") if found else ""
+    return {"MATPLOTLIBRC": str(Path(place) / "mpl-data" / "matplotlibrc")} if place else {}
 
 
 def _serve(number: str, every: str, later: str, _: str) -> None:
@@ -105,15 +119,15 @@ def _work(connection: socket.socket) -> int:
     from ipykernel.parentpoller import ParentPollerUnix
 
     _, streams, *_ = socket.recv_fds(connection, 1, 3)
-    asked = json.loads(connection.makefile().readline())
+    asked = json.loads(connection.makefile(encoding="utf-8").readline())
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False, errors="replace") for number in (1, 2))  # noqa: SIM115
     sys.argv = asked["arguments"]
     _settle(asked)
     title = [sys.argv[2][:2], *(word[8:] for word in sys.argv if word.startswith("encoder="))]
-    Path("/proc/self/comm").write_text(" ".join(title))  # the name that ``top`` shows
+    Path("/proc/self/comm").write_text(" ".join(title), encoding="utf-8")  # the name that ``top`` shows
     _prepare_kernel(connection)
     for thread in ParentPollerUnix(os.getppid()), threading.Thread(target=_follow, args=[connection], daemon=True):
         thread.start()
@@ -158,7 +172,7 @@ def _prepare_kernel(connection: socket.socket) -> None:
             os.setpgid(0, 0)
             connection.close()
             os.close(theirs)
-            with open(ours) as pipe:
+            with open(ours, encoding="utf-8") as pipe:
                 asked = pipe.readline()  # nothing, if the job has ended without a kernel
             if asked:
                 _be_kernel(json.loads(asked))
@@ -171,7 +185,7 @@ def _prepare_kernel(connection: socket.socket) -> None:
 
     def launch(command: list[str], cwd: str | None = None, env: dict | None = None, **_: Any) -> Kernel:
         asked = {"arguments": command[3:], "folder": cwd or os.getcwd(), "environment": env or dict(os.environ)}
-        with open(theirs, "w") as pipe:
+        with open(theirs, "w", encoding="utf-8") as pipe:
             pipe.write(json.dumps(asked) + "\n")
         return Kernel(pid)
 

@@ -39,6 +39,7 @@ class Job:
     parts: dict  # what it depends on
     encoder: str = ""
     mode: str = ""  # of fine-tuning
+    pretraining: str = ""  # that it runs
 
     def path(self, what: str, end: str = ".json") -> Path:
         """Return one of its files: of ``jobs`` (also ".failed.json"), ``progress``, or ``notebooks`` (".ipynb")."""
@@ -73,7 +74,7 @@ class Job:
     def running(self) -> dict:
         """Return what its process last wrote, if it has one; ``alive`` is None where only another host knows."""
         with suppress(OSError, ValueError):
-            told = json.loads(self.path("progress").read_text())
+            told = json.loads(self.path("progress").read_text(encoding="utf-8"))
             return told | {"alive": _lives(told["pid"]) if told["host"] == socket.gethostname() else None}
         return {}
 
@@ -108,7 +109,7 @@ def changes(old: dict, new: dict) -> list[str]:
 def rows() -> list[dict]:
     """Return the kinds of jobs, in order: the rows of ``grid.yaml``, each with all its fields."""
     absent: dict = {"priority": 0, "passes": 0, "code": []}
-    return [absent | row for row in yaml.safe_load(Path(__file__).with_name("grid.yaml").read_text())]
+    return [absent | row for row in yaml.safe_load(Path(__file__).with_name("grid.yaml").read_text(encoding="utf-8"))]
 
 
 def call(row: dict, folder: Path, study: str, wildcards: dict[str, str]) -> list[str]:
@@ -134,18 +135,36 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
     for row in rows():
         if row["rule"] == "cross_population" and len(study.cohorts) < 2:
             continue
-        alone = [(spec.name, "") for spec in study.encoders] if "{encoder}" in row["job"] else [("", "")]
-        for encoder, mode in study.tunings(row["rule"]) if "{mode}" in row["job"] else alone:
-            given = {"encoder": encoder, "mode": mode}
+        for given in _wildcards(study, row):
+            encoder = given["encoder"]
             name, output = row["job"].format(**given), study.folder / row["output"].format(**given)
             wanted = [group for one in row["parts"] for group in matching(groups, one.format(**given))]
             parts = {key: part for group in wanted for key, part in groups[group].items()}
             code = {f"file {file}": artifacts.file_sha256(paths.PACKAGE / file) for file in row["code"]}
             parts = json.loads(json.dumps(parts | code | _sources(name.partition(".")[0])))
             needs = [need for one in row["needs"] for need in matching(found, one.format(**given))]
-            needs = [need for need in needs if encoder or found[need].result not in missing]
-            found[name] = Job(name, study.folder, output, needs, parts, encoder, mode)
+            needs = [need for need in needs if encoder or not _lost(study, found[need], missing)]
+            own = given["pretraining"] if "{pretraining}" in row["job"] else ""
+            found[name] = Job(name, study.folder, output, needs, parts, encoder, given["mode"], own)
     return found
+
+
+def _wildcards(study: Study, row: dict) -> list[dict[str, str]]:
+    """Return what stands in the place of {encoder}, {mode} and {pretraining}, of every job of a kind."""
+    job, names = row["job"], [(spec.name, "") for spec in study.encoders]
+    if "{pretraining}" in job:
+        return [{"encoder": "", "mode": "", "pretraining": name} for name in study.pretraining]
+    pairs = study.tunings(row["rule"]) if "{mode}" in job else names if "{encoder}" in job else [("", "")]
+    made = {spec.name: spec.pretraining for spec in study.encoders}
+    return [{"encoder": one, "mode": mode, "pretraining": made.get(one, "")} for one, mode in pairs]
+
+
+def _lost(study: Study, job: Job, missing: dict[str, str]) -> bool:
+    """Return whether the results of a job, or of every encoder that a pretraining was for, are missing."""
+    if job.pretraining:
+        users = [spec.name for spec in study.encoders if spec.pretraining == job.pretraining]
+        return bool(users) and all(f"{name}/probing" in missing for name in users)
+    return job.result in missing
 
 
 def _analysis() -> str:
@@ -159,7 +178,7 @@ def _sources(notebook: str) -> dict[str, str]:
     """Return a digest of the cells of a notebook, whatever their outputs."""
     if not (path := paths.home() / "notebooks" / f"{notebook}.ipynb").is_file():
         return {}
-    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     return {f"notebook {notebook}": artifacts.digest(cells)}
 
 

@@ -1,10 +1,11 @@
-"""Executing the numbered notebooks with papermill, each in a process of its own, without network ports.
+"""Executing the numbered notebooks with papermill, each in a process of its own, as a rule without network ports.
+
+The kernel is of the interpreter that runs this, and knows nothing of the user's settings for IPython, Jupyter and Matplotlib.
 
 A job that computes with an encoder holds one GPU of its host (``gpus.lease``). SIGTERM and SIGINT are passed on to the kernel, which
-saves a checkpoint if it trains (``finetuning.interruptible``), and are obeyed when it has ended.
+saves a checkpoint if it trains (``training.loop.interruptible``), and are obeyed when it has ended.
 """
 
-import os
 import signal
 import sys
 import tempfile
@@ -14,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from fpbench.errors import InputError, MissingError
-from fpbench.files import artifacts, paths
+from fpbench.files import artifacts, machine, paths
 from fpbench.files.records import plain_yaml
+from fpbench.grid import sockets
 from fpbench.grid.gpus import devices, lease
 from fpbench.grid.jobs import rows
 from fpbench.study import load_study
@@ -82,18 +84,41 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, pass_on))
         # a folder of its own: kernels that share one take each other's sockets
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fpbench"))
-        try:
-            with tempfile.TemporaryFile(dir=Path.home()) as probe:
-                probe.write(bytes(1 << 20))
-        except OSError:  # full or read-only: the caches of IPython and Matplotlib go elsewhere
-            os.environ.update(IPYTHONDIR=folder, MPLCONFIGDIR=folder)
-        sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
-        config = Config({"KernelManager": sockets, "ConnectionFileMixin": sockets})
+        folder, short = stack.enter_context(sockets.folder())
+        stack.enter_context(machine.environment(_environment(folder)))
+        place = {"transport": "ipc", "ip": f"{folder}/kernel"} if short else {"transport": "tcp", "ip": "127.0.0.1"}
+        config = Config({"KernelManager": place, "ConnectionFileMixin": place})
         settings = {"cwd": str(paths.home()), "progress_bar": False, "start_timeout": 300}
+        settings["kernel_manager_class"] = _manager()
         # papermill would format the paths
         places = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)]
         papermill.execute_notebook(*places, parameters, config=config, **settings)
+
+
+def _manager() -> type:
+    """Return a manager of kernels that are always of the interpreter that runs this, whatever kernels are installed where."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+
+    class Manager(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=command, display_name="fpbench", language="python")
+
+    return Manager
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return what keeps the user's own settings of IPython and Matplotlib away from kernels, and what they write in a folder."""
+    from fpbench.grid.forkserver import plain
+
+    given = {"IPYTHONDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder), "PYTHONSTARTUP": "", **plain()}
+    try:
+        with tempfile.TemporaryFile(dir=Path.home()) as probe:
+            probe.write(bytes(1 << 20))
+    except OSError:  # full or read-only: the cache of Matplotlib goes elsewhere
+        given["MPLCONFIGDIR"] = str(folder)
+    return given
 
 
 def pass_on(number: int, _frame: object) -> None:

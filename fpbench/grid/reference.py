@@ -28,11 +28,14 @@ def folder() -> Path:
 
 
 def summarise(predicted: pd.DataFrame, task: Task) -> dict[str, dict[str, str]]:
-    """Return, for each model and fold, a digest of the images, and true classes and answers as strings of digits."""
+    """Return, for each model, fold and seed, a digest of the images, and true classes and answers as strings of digits."""
     test = predicted[predicted["split"] == "test"].sort_values("image_id", kind="stable")
     found = {}
-    for (encoder, protocol, fold), rows in test.groupby(["encoder", "protocol", "fold"]):
-        found[f"{encoder}/{protocol}/{fold}"] = {
+    several = test.groupby(["encoder", "protocol"])["seed"].transform("nunique") > 1
+    for (encoder, protocol, run, fold), rows in test.assign(
+        run=np.where(several, "/seed" + test["seed"].astype(str), "")
+    ).groupby(["encoder", "protocol", "run", "fold"]):
+        found[f"{encoder}/{protocol}{run}/{fold}"] = {
             "images": artifacts.digest(rows["image_id"].tolist())[:16],
             "true": _digits(rows["y_true"].to_numpy()),
             "answers": _digits(rows[task.columns()].to_numpy().argmax(axis=1)),
@@ -56,7 +59,7 @@ def write_encoders(study: str, fingerprints: dict[str, dict]) -> Path:
 
 def _write(path: Path, content: dict) -> Path:
     with artifacts.atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=0, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(content, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     return path
 
 
@@ -73,7 +76,7 @@ def differences(study: str, predicted: pd.DataFrame, task: Task, trained: bool =
     InputError
         A model or fold that the reference lacks, other images, or other true classes: no tolerance applies.
     """
-    reference = json.loads((folder() / f"{study}.json").read_text())
+    reference = json.loads((folder() / f"{study}.json").read_text(encoding="utf-8"))
     folds: dict[str, list[tuple[int, int]]] = {}  # of every model
     for name, found in summarise(predicted, task).items():
         expected = reference.get(name)
@@ -108,7 +111,7 @@ def encoders_agree(study: str, fingerprints: dict[str, dict]) -> str:
     path = folder() / f"{study}.encoders.json"
     if not path.is_file():
         return f"study {study} has no committed reference to compare with"
-    known = json.loads(path.read_text())
+    known = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name, found in fingerprints.items() if name not in known or not same(known[name], found)]
     verdict = f"False ({', '.join(changed)} changed)" if changed else "True"
     return f"{len(fingerprints)} fingerprints agree with the reference: {verdict}"

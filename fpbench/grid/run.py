@@ -1,6 +1,5 @@
 """The run of a study: the jobs that are not current, through Snakemake, and what is said at the end."""
 
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import psutil
 
 from fpbench import cohorts, images, loading, results
 from fpbench.errors import InputError
-from fpbench.files import artifacts, machine, paths, records
+from fpbench.files import artifacts, machine, paths, records, sharing
 from fpbench.grid import forkserver, notebooks
 from fpbench.grid.costs import bill
 from fpbench.grid.jobs import Job, announce, jobs, stale
@@ -29,17 +28,13 @@ USUAL = 6e9  # bytes that a job may need, where nobody said how many run at once
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
-    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
-        yield handle.fileno()
+def alone(folder: Path) -> Iterator[int | None]:
+    """Hold the study against another driver, waiting for it; yield a handle that a child can hold on to when we are killed, if there are locks."""
+    waiting = f"another run of this study is at work (`fpbench status {folder.name}`): waiting for it"
+    with sharing.hold(folder / LOCK, waiting=waiting) as handle:
+        with suppress(PermissionError):  # of another user
+            os.utime(folder / LOCK)  # by the clock of the file system: what is younger was made by this run
+        yield handle
 
 
 def run(
@@ -76,6 +71,7 @@ def run(
     only = [study.encoder_spec(name).name for name in only]
     cluster = bool(_profile(extra).get("executor"))
     cores = max(1, workers) * study.threads if cluster else _held(workers, study.threads)
+    quiet = [] if cluster else ["--quiet", "rules"]  # which would keep to itself why a scheduler refuses a job
     location, snakefile = Path(asked).resolve() if Path(asked).suffix else asked, str(paths.home() / "Snakefile")
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(study.folder)]
     command += [
@@ -105,7 +101,7 @@ def run(
             _verify(study)
         for name in wanted:
             plan[name].path("jobs", ".failed.json").unlink(missing_ok=True)
-        _snakemake(study, command, plan, wanted, ["--quiet", "rules"], **given)
+        _snakemake(study, command, plan, wanted, quiet, **given)
         left, gone = [plan[name] for name in stale(plan) if plan[name].encoder], {}
         for job in left if not only else []:
             after = [f"after {need}: {late}" for need in job.needs if (late := plan[need].failure())]
@@ -118,7 +114,7 @@ def run(
             artifacts.write_json(missing, gone) if gone else missing.unlink(missing_ok=True)
             plan = jobs(study)
             wanted, rest = set(plan), {name for name in plan if plan[name].result not in gone}
-            _snakemake(study, command, plan, rest, ["--quiet", "rules"], **given)
+            _snakemake(study, command, plan, rest, quiet, **given)
     return _conclude(study, asked, plan, wanted)
 
 
@@ -223,7 +219,7 @@ def _conclude(study: Study, asked: str, plan: dict[str, Job], wanted: set[str]) 
             print(f"  its notebook: {job.path('notebooks', '.ipynb')}")
             print(f"  to try it again: fpbench run {asked}{f' --only {job.encoder}' * bool(job.encoder)}")
     if "06_benchmark" not in left:
-        print(f"\n{table.read_text()}\nTables, figures and executed notebooks: {study.folder}")
+        print(f"\n{table.read_text(encoding='utf-8')}\nTables, figures and executed notebooks: {study.folder}")
     if "report" not in left:
         print(f"Everything on one page: {study.folder / 'report.html'}")
     return int(bool(wanted & set(left)))
@@ -242,7 +238,8 @@ def _rehearse(
     for name in names:
         print(f"{name:<{max(map(len, names))}}  {due.get(name, '')}" if why else name)
     print(f"{len(names)} of {len(wanted)} jobs would run")
-    own = [plan[name] for name in names if plan[name].encoder and not due.get(name, "upstream").startswith("upstream")]
+    costly = [plan[name] for name in names if plan[name].encoder or plan[name].pretraining]
+    own = [job for job in costly if not due.get(job.name, "upstream").startswith("upstream") or job.pretraining]
     if own:
         print(f"\n{bill(study, own)}")
     return 0

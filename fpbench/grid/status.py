@@ -1,8 +1,8 @@
 """How far a study is, from any terminal or node that sees its results."""
 
 import time
-from datetime import timedelta
 
+from fpbench.files.progress import span, words
 from fpbench.grid.jobs import jobs, stale
 from fpbench.study import Study
 
@@ -17,14 +17,8 @@ def status(study: Study) -> str:
     count = f"{len(told)} running, {len(waiting)} waiting, {len(failed)} failed"
     lines = [f"{study.name}: {len(plan)} jobs: {len(set(plan) - set(due) - set(told))} done, {count}"]
     for name, one in told.items():
-        what = ", ".join(text for text in (one.get("title", "starting"), one.get("stage")) if text)
-        if one.get("rate"):
-            of = f" of {one['total']:,}" if one["total"] else ""
-            what += f": {one['done']:,}{of} {one['unit']}s, {one['rate']:,.1f} {one['unit']}s/s"
-            left = (one["total"] or 0) - one["done"]
-            what += f", {_span(left / one['rate'])} to go" if left > 0 else ", what follows is not counted"
         where = f"{one['host']}, process {one['pid']}{' alive' * bool(one['alive'])}, wrote {now - one['updated']:.0f} s ago"
-        lines.append(f"running  {name}  {what}; {where}")
+        lines.append(f"running  {name}  {words(one)}; {where}")
     for name, why in failed.items():
         lines += [f"failed   {name}  {why}", f"         {plan[name].path('notebooks', '.ipynb')}"]
     took: dict[str, list[float]] = {}  # seconds of finished jobs, by kind
@@ -37,9 +31,5 @@ def status(study: Study) -> str:
     if waiting or told:
         new = ", ".join(sorted({kind for name in [*waiting, *told] if not took[kind := name.partition(".")[0]]}))
         but = f"; not counted, for none has finished yet: {new}" if new else ""
-        lines.append(f"about {_span(left / max(1, len(told)))} to go, {max(1, len(told))} at once{but}")
+        lines.append(f"about {span(left / max(1, len(told)))} to go, {max(1, len(told))} at once{but}")
     return "\n".join(lines)
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -4,13 +4,17 @@ Arrays are uint8, ``(H, W)`` for grey and ``(H, W, 3)`` RGB for truly coloured p
 are equal is grey. Nothing here knows cohorts: it works on lists of paths, where ``FILE#k`` is frame k of a stack.
 
 ``raster`` reads PNG, JPEG, BMP and TIFF, ``dicom`` (by way of ``tags``) DICOM, ``decoding`` chooses between them, ``geometry``
-makes squares. A picture is read as it is or refused; what had to be done to it is a note of ``scan``.
+makes squares, ``filling`` all squares that are wanted in one pass. A picture is read as it is or refused; what had to be done to it is
+a note of ``scan``.
+
+A picture is decoded twice, however many encoders look at it: by ``scan`` (with its thumbnail), and by the pass that makes squares. The
+two stay apart, since the name and the shape of an array follow from the pixels and the colour of all its pictures, and since who only
+counts and cuts folds shall not wait for gigabytes of squares.
 """
 
 import hashlib
 import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -18,16 +22,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench.files import artifacts, hashes, machine, paths
+from fpbench.errors import InputError
+from fpbench.files import artifacts, hashes, machine, paths, progress
 from fpbench.files.progress import Progress
-from fpbench.images import decoding, dicom, raster
+from fpbench.images import decoding, dicom, filling, raster
 from fpbench.images.decoding import decode, file_of
-from fpbench.images.geometry import INTERPOLATIONS, KINDS, OPENCV, PILLOW, TORCH, Geometry
+from fpbench.images.geometry import BORDERS, INTERPOLATIONS, KINDS, OPENCV, PILLOW, THUMBNAIL, TORCH, Geometry
 from fpbench.images.raster import FORMATS, MAX_PIXELS, ImageError, to_array
 
 __all__ = [
-    "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "TORCH", "VERSION", "Geometry", "ImageError",
-    "cached_images", "damaged", "decode", "file_of", "notes", "scan", "to_array", "verify",
+    "BORDERS", "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "THUMBNAIL", "TORCH", "VERSION",
+    "Geometry", "ImageError", "cached_images", "damaged", "decode", "file_of", "notes", "scan", "to_array", "verify",
 ]  # fmt: skip
 
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
@@ -46,7 +51,7 @@ def _parallel(function: Callable, items: Sequence, title: str) -> list:
         return list(Progress(pool.map(function, items), total=len(items), desc=title, unit="image"))
 
 
-def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
+def scan(files: Sequence[Path], bits: int = 0, small: Geometry | None = None) -> pd.DataFrame:
     """Look at every picture once: hash of its bytes, hash of its pixels, size, colour; or what is wrong with it.
 
     Parameters
@@ -55,6 +60,9 @@ def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
         N paths, of files or of frames ``FILE#k``.
     bits
         As for ``decode``.
+    small
+        A geometry in which different pictures are kept as well, in the order of ``files``, for ``cached_images`` to find: where
+        pictures are looked at anew, so that a thumbnail costs no second decoding. All of them are held in memory.
 
     Returns
     -------
@@ -66,19 +74,42 @@ def scan(files: Sequence[Path], bits: int = 0) -> pd.DataFrame:
     raster.check_bits(bits)
     sums = _sums(files)
     key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
-    path = paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet"
-    if artifacts.whole(path):
-        frame = pd.read_parquet(io.BytesIO(path.read_bytes()))  # at once: another process may put an equal one there
-    else:
-        rows = _parallel(_look, [(path, bits) for path in files], "looking at pictures")
-        frame = pd.DataFrame(rows, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
-        frame.insert(0, "sha256", sums)
-        with artifacts.atomic(path) as temporary:
-            frame.to_parquet(temporary, index=False)
-        artifacts.commit(path, {"files": len(files)})
+    path = artifacts.place(paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet")
+    if not artifacts.whole(path):
+        progress.begin("looking at pictures, or waiting for a job that does")
+        with artifacts.lock(path):
+            if not artifacts.whole(path):
+                _scan(path, files, sums, bits, small)
+    frame = pd.read_parquet(io.BytesIO(path.read_bytes()))  # at once: another process may put an equal one there
     for row in np.flatnonzero(frame["error"] != "").tolist():
         frame.loc[row, "error"] = f"{files[row]}: {frame.loc[row, 'error']}"
     return frame
+
+
+def _scan(path: Path, files: Sequence[Path], sums: list[str], bits: int, small: Geometry | None) -> None:
+    """Write what ``scan`` reads, and the small pictures."""
+    rows = _parallel(_look, [(file, bits, small) for file in files], "looking at pictures")
+    looked = [row[:-1] for row in rows]
+    frame = pd.DataFrame(looked, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
+    frame.insert(0, "sha256", sums)
+    if small:
+        different = (frame["error"] == "") & ~frame["pixels"].duplicated()
+        _keep(_array(frame[different], small), [rows[row][-1] for row in np.flatnonzero(different)])
+    with artifacts.atomic(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+    artifacts.commit(path, {"files": len(files)})
+
+
+def _keep(array: filling.Array, squares: list[np.ndarray]) -> None:
+    """Keep squares that are made, grey ones in colour where one is coloured."""
+
+    def build(path: Path) -> None:
+        fit = [one if one.ndim == len(array.shape) - 1 else one[..., None] for one in squares]
+        with open(path, "wb") as handle:
+            np.save(handle, np.stack([np.broadcast_to(one, array.shape[1:]) for one in fit]))
+
+    if squares:
+        artifacts.cached_array(array.path.parent, array.key, build)
 
 
 def verify(files: Sequence[Path], keep: bool = True) -> list[Path]:
@@ -102,13 +133,15 @@ def _sums(files: Sequence[Path]) -> list[str]:
     return [sums[file] if frame is None else artifacts.digest([sums[file], frame]) for file, frame in named]
 
 
-def _look(asked: tuple[Path, int]) -> tuple:
+def _look(asked: tuple[Path, int, Geometry | None]) -> tuple:
+    file, bits, small = asked
     try:
-        picture, said = decoding.look(*asked)
+        picture, said = decoding.look(file, bits)
     except ImageError as error:
-        return "", 0, 0, False, str(error).removeprefix(f"{asked[0]}: "), ""  # the same wherever the files lie
+        return "", 0, 0, False, str(error).removeprefix(f"{file}: "), "", None  # the same wherever the files lie
     content = hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()
-    return content, picture.shape[1], picture.shape[0], picture.ndim == 3, "", "; ".join(said)
+    square = small(picture) if small else None
+    return content, picture.shape[1], picture.shape[0], picture.ndim == 3, "", "; ".join(said), square
 
 
 def notes(looked: pd.DataFrame) -> list[str]:
@@ -118,7 +151,9 @@ def notes(looked: pd.DataFrame) -> list[str]:
     return [f"{-count:,} picture{'s' * (count < -1)}: {note}" for count, note in sorted(lines)]
 
 
-def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometry, bits: int = 0) -> np.ndarray:
+def cached_images(
+    files: Sequence[Path], looked: pd.DataFrame, geometry: Geometry, bits: int = 0, also: Iterable[Geometry] = ()
+) -> np.ndarray:
     """Return all pictures in one geometry, decoded once and kept as a memory-mapped array.
 
     Parameters
@@ -131,6 +166,8 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
         What to make of them.
     bits
         As it was for ``scan``.
+    also
+        What else will be wanted of them: where pictures must be decoded, the same pass makes what is not there of these.
 
     Returns
     -------
@@ -139,21 +176,23 @@ def cached_images(files: Sequence[Path], looked: pd.DataFrame, geometry: Geometr
     """
     if len(bad := looked.index[looked["error"] != ""]):
         raise ImageError(f"{len(bad)} unreadable pictures, the first in row {bad[0]}: {looked['error'].loc[bad[0]]}")
+    asked, *others = (_array(looked, one) for one in dict.fromkeys([geometry, *also]))
+    progress.begin(f"checking pictures in {geometry.describe()}")
+    if (array := asked.open()) is not None:
+        return array
+    progress.begin("decoding pictures, or waiting for a job that does")
+    with artifacts.lock(asked.path.with_name(asked.key["pixels"][:32])):  # one pass at a time over the same pictures
+        if (array := asked.open()) is None:
+            filling.fill([asked, *(other for other in others if other.open() is None)], files, bits)
+            array = asked.open()
+    if array is None:
+        raise InputError(f"{asked.path} could not be read back after it was written: is the disk failing?")
+    return array
+
+
+def _array(looked: pd.DataFrame, geometry: Geometry) -> filling.Array:
+    """Return where pictures in one geometry lie."""
     pixels = artifacts.digest(looked["pixels"].tolist())
     key = {"step": "images", "version": VERSION, "geometry": asdict(geometry), "pixels": pixels}
-    shape = (len(files), geometry.size, geometry.size) + ((3,) if looked["coloured"].any() else ())
-
-    def build(path: Path) -> None:
-        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        if hasattr(os, "posix_fallocate"):  # on a full disk an error here, not a crash (SIGBUS) when a page is written
-            with open(path, "rb+") as handle:
-                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-
-        def fill(row: int) -> None:
-            picture = geometry(decode(files[row], bits))
-            array[row] = picture if picture.ndim == len(shape) - 1 else picture[..., None]
-
-        _parallel(fill, range(len(files)), f"decoding to {geometry.kind} {geometry.size}")
-        array.flush()
-
-    return artifacts.cached_array(paths.cache() / "images", key, build)
+    shape = (len(looked), geometry.size, geometry.size) + ((3,) if looked["coloured"].any() else ())
+    return filling.Array(paths.cache() / "images", key, geometry, shape)

@@ -4,6 +4,7 @@ A frame of any stack (a DICOM cine loop, a TIFF of several pages, an animated PN
 cut at its last ``#`` if only digits follow, unless a file of the whole name is there.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -22,8 +23,8 @@ SAYING = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warnin
 def split(path: Path) -> tuple[Path, int | None]:
     """Return the file that ``path`` names and the frame in it, None where none is named."""
     path = Path(path)
-    if (found := NAMED.fullmatch(path.name)) and not path.is_file():
-        return path.with_name(found[1]), int(found[2])
+    if (found := NAMED.fullmatch(path.name)) and not os.path.isfile(path):
+        return path.parent / found[1], int(found[2])
     return path, None
 
 

@@ -79,6 +79,10 @@ class Geometry:
         return np.asarray(Image.fromarray(picture).resize((width, height), PILLOW[self.interpolation]))
 
 
+THUMBNAIL = Geometry("squash", 64, "bilinear")  # in which near duplicates are looked for (``cohorts.audit``)
+BORDERS = Geometry("squash", 64)  # in which the borders of pictures are measured (``training.shortcuts``)
+
+
 def _on_black(picture: np.ndarray, side: int, top: int = 0, left: int = 0) -> np.ndarray:
     square = np.zeros((side, side, *picture.shape[2:]), np.uint8)
     square[top : top + picture.shape[0], left : left + picture.shape[1]] = picture

@@ -149,12 +149,12 @@ def augmented(pictures: np.ndarray, title: str) -> Figure:
 
 
 def training(histories: pd.DataFrame) -> Figure:
-    """Draw training loss and validation score of every run over the epochs: colour is the fold, style the learning rate."""
+    """Draw training loss and validation score of every run over the epochs: colour is the fold, style the learning rate; a line per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3))
     shown = histories.assign(**{"learning rate": histories["rate"].map("{:g}".format)})
     for ax, name in zip(axes, ("loss", "macro F1"), strict=True):
         style = {"hue": "fold", "style": "learning rate", "palette": "colorblind", "marker": "o", "ms": 3}
-        sns.lineplot(shown, x="epoch", y=name, ax=ax, **style)
+        sns.lineplot(shown, x="epoch", y=name, ax=ax, **style, **_per_seed(shown))
         ax.get_legend().remove()
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("training loss (nats)")
@@ -163,13 +163,50 @@ def training(histories: pd.DataFrame) -> Figure:
     return figure
 
 
+def views(wide: np.ndarray, local: np.ndarray) -> Figure:
+    """Draw views of one picture as pretraining sees them, (n, S, S) and (m, s, s) in [0, 1]: global ones first, local ones smaller."""
+    pictures, largest = [*wide, *local], wide.shape[-1]
+    figure, axes = blank(2, -(-len(pictures) // 2), 1.1, 1.2)
+    for ax, picture in zip(axes.flat, pictures, strict=False):
+        edge = picture.shape[-1] / largest
+        inner = ax.inset_axes((0.5 - edge / 2, 0.5 - edge / 2, edge, edge))
+        inner.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        inner.set(xticks=[], yticks=[])
+    return figure
+
+
+def pretraining(history: pd.DataFrame) -> Figure:
+    """Draw k-NN, signs of collapse and losses over the epochs of a pretraining; epoch 0 is before the first step."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
+    shown = {
+        "k-NN, balanced accuracy": ["k-NN"],
+        "share": ["entropy", "spread", "in use", "feature SD"],
+        "loss (nats)": [name for name in ("DINO", "iBOT", "KoLeo") if name in history],
+    }
+    for ax, (title, columns) in zip(axes, shown.items(), strict=True):
+        tidy = history.melt("epoch", columns, var_name="what").dropna()
+        sns.lineplot(tidy, x="epoch", y="value", hue="what", palette="colorblind", marker="o", ms=3, ax=ax)
+        ax.set(ylabel=title)
+        ax.legend(title=None, fontsize="x-small")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].axhline(history["k-NN"].iat[0], color="0.6", ls="--", lw=1)
+    axes[0].get_legend().remove()
+    return figure
+
+
 def movement(layers: pd.DataFrame, ax: Axes) -> Axes:
-    """Draw how far the weights of every layer moved, one line per fold; columns fold, layer, change."""
-    sns.lineplot(layers, x="layer", y="change", hue="fold", palette="colorblind", marker="o", ms=4, ax=ax)
+    """Draw how far the weights of every layer moved, one line per fold and seed; columns fold, seed, layer, change."""
+    style = {"hue": "fold", "palette": "colorblind", "marker": "o", "ms": 4}
+    sns.lineplot(layers, x="layer", y="change", ax=ax, **style, **_per_seed(layers))
     ax.set(xlabel="layer, from the picture to the head", ylabel="relative change of the weights", ylim=(0, None))
     locator: Any = ax.xaxis.get_major_locator()
     locator.set_params(integer=True)
     return ax
+
+
+def _per_seed(runs: pd.DataFrame) -> dict[str, Any]:
+    """Return what has seaborn draw a line for every seed, not their mean with a band."""
+    return {"units": "seed", "estimator": None} if runs["seed"].nunique() > 1 else {}
 
 
 def dots(table: pd.DataFrame, column: str, ax: Axes, places: list[str] | None = None) -> Axes:
@@ -331,4 +368,5 @@ def embedding_map(points: pd.DataFrame, classes: Sequence[str], title: str) -> F
     return figure
 
 
+plt.rcdefaults()  # whatever the user's own settings are
 plt.style.use(Path(__file__).with_name("fpbench.mplstyle"))

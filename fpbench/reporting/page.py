@@ -39,7 +39,7 @@ def build(study: Study, out: Path | None = None) -> Path:
     """
     if not (study.folder / "tables").is_dir():
         raise MissingError(f"expected tables in {study.folder}, found none: run `fpbench run {study.name}` first")
-    layout = yaml.safe_load((HERE / "page.yaml").read_text())
+    layout = yaml.safe_load((HERE / "page.yaml").read_text(encoding="utf-8"))
     told = [artifacts.read_json(path) for path in sorted((study.folder / "findings").glob("*.json"))]
     for section in layout["sections"]:
         section["tables"] = [_table(study, name) for name in section.get("tables", [])]

@@ -22,8 +22,8 @@ def table1(
 ) -> pd.DataFrame:
     """Return encoders x protocols against views, with the paper's public numbers and their verdicts beside them.
 
-    A cell is ``mean [95 % interval by patient group] ± SD over folds`` of the task's headline, images as published; ``not answered``
-    where a model says nothing of a cohort, ``not told`` where its answers alone do not give the score.
+    A cell is ``mean [95 % interval by patient group] ± SD over folds`` of the task's headline, images as published; where a model was
+    trained with several seeds ``± SD by fold, ± SD by seed``, a dash for one that was not; ``not answered`` where a model says nothing of a cohort, ``not told`` where its answers alone do not give the score.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def table1(
     summary["text"] += np.where(
         (summary["protocol"] == SUBMITTED) & ~(summary["sd"] > 0),  # one model, whose answers every fold repeats
         ", one model",
-        " ± " + summary["sd"].map("{:.3f}".format),
+        " ± " + summary["sd"].map("{:.3f}".format) + _by_seed(summary),
     )
     summary.loc[summary["mean"].isna() & (summary["protocol"] == SUBMITTED), "text"] = "not told"
     table = summary.pivot(index=list(MODEL), columns="view", values="text")[summary["view"].unique()]
@@ -69,6 +69,22 @@ def table1(
     return table.reset_index()
 
 
+def _by_seed(summary: pd.DataFrame) -> pd.Series | str:
+    """Return what a cell says of the variation by seed: nothing where no model has several."""
+    if not (several := summary["seeds"] > 1).any():
+        return ""
+    return " by fold, " + ("± " + summary["sd_seeds"].map("{:.3f}".format)).where(several, "-") + " by seed"
+
+
+def caption1(scores: pd.DataFrame, task: Task) -> str:
+    """Return the caption of ``table1`` with intervals."""
+    if scores.groupby(list(MODEL))["seed"].nunique().max() == 1:
+        return f"{task.headline}, mean over the fold models [95 % interval by patient group] ± SD over the fold models; images as published"
+    by_seed = "± SD by seed (of the means over folds; -: trained once)"
+    score = f"{task.headline} of these runs, mean over folds and seeds [95 % interval by patient group]"
+    return f"{score} ± SD by fold (of the means over seeds), {by_seed}; images as published"
+
+
 def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataFrame:
     """Write a table as CSV, Markdown, LaTeX (booktabs) and HTML, with caption, label and stamp, and return it to be shown.
 
@@ -86,7 +102,7 @@ def save(table: pd.DataFrame, study: Study, name: str, caption: str) -> pd.DataF
     }
     for suffix, text in texts.items():
         with artifacts.atomic(folder / f"{name}.{suffix}") as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     artifacts.commit(folder / f"{name}.csv", {"caption": caption, "label": study.label, "stamp": stamp})
     return table
 

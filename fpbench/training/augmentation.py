@@ -53,12 +53,17 @@ def apply(pictures: Tensor, numbers: Tensor, fields: Tensor) -> Tensor:
     torch.Tensor
         Same shape, in [0, 1].
     """
-    flip, rotate, y, x, scale, gain, contrast, gamma, strength, which, down, right = numbers.T.to(pictures.device)
+    flip, rotate, y, x, scale = numbers.T[:5].to(pictures.device)
     cos, sin = torch.cos(rotate) / (1 + scale), torch.sin(rotate) / (1 + scale)
     mirror = 1 - 2 * flip
     affine = torch.stack([torch.stack([mirror * cos, -sin, x], -1), torch.stack([mirror * sin, cos, y], -1)], 1)
     grid = functional.affine_grid(affine, list(pictures.shape), align_corners=False)
-    moved = functional.grid_sample(pictures, grid, align_corners=False)
+    return toned(functional.grid_sample(pictures, grid, align_corners=False), numbers, fields)
+
+
+def toned(moved: Tensor, numbers: Tensor, fields: Tensor) -> Tensor:
+    """Return pictures with gain, contrast, gamma and speckle changed; arguments as of ``apply``."""
+    gain, contrast, gamma, strength, which, down, right = numbers.T[5:].to(moved.device)
     noise = _shifted(fields, which, down, right)[:, None]
     column = (slice(None), None, None, None)
     moved = moved * (1 + gain[column]) * (1 + strength[column] * noise)

@@ -1,14 +1,15 @@
 """One encoder, its embeddings and the cut: what a protocol works on, and how its answers become predictions files."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fpbench import loading, predictions
+from fpbench import loading, predictions, results
 from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
 from fpbench.files import artifacts, machine, provenance
@@ -36,13 +37,32 @@ class Bench:
     about: dict  # the encoder's part of a sidecar
     key: str  # digest of all of the above
     shown: dict[str, np.ndarray] = field(default_factory=dict)  # cohort name -> what is answered on, if not embeddings
+    other_seed: int | None = None  # of this run, if not the study's
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of this run."""
+        return self.study.seed if self.other_seed is None else self.other_seed
+
+    @property
+    def run_key(self) -> str:
+        """Return a digest of what a run depends on: ``key``, and the seed where it is not the study's."""
+        return self.key if self.seed == self.study.seed else artifacts.digest([self.key, "seed", self.seed])
+
+    def of_seed(self, seed: int) -> "Bench":
+        """Return the bench of a run with another seed: its files have names and keys of their own."""
+        return self if seed == self.seed else replace(self, other_seed=seed)
+
+    def path(self, protocol: str, fold: int, question: str = "") -> Path:
+        """Return where the predictions of a fold lie."""
+        return results.path(self.study, self.encoder, protocol, fold, question, self.seed)
 
     @property
     def spec(self) -> EncoderSpec:
         """Return the encoder's entry in the study."""
         return self.study.encoder_spec(self.encoder)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Return the class index of every image of the home cohort; 0 where it has none (no fold holds such a row)."""
         return np.maximum(self.task.codes(self.home.frame[self.task.label]), 0)
@@ -96,7 +116,7 @@ def answered(bench: Bench, protocol: str, fold: Fold, answers: Answers, **run: A
         "encoder": bench.encoder,
         "protocol": protocol,
         "n_patients": train["patient"].nunique(),
-        "seed": bench.study.seed,
+        "seed": bench.seed,
     } | run
     parts = [(bench.home, {"val": fold.validation, "test": fold.test})]
     for cohort in bench.external:
@@ -125,10 +145,12 @@ def write(bench: Bench, path: Path, rows: pd.DataFrame, about: dict) -> None:
 
 
 def choices(files: list[Path]) -> pd.DataFrame:
-    """Return what each fold chose: one row per predictions file, from the sidecars."""
+    """Return what each fold chose: one row per predictions file, from the sidecars; with the seed where there are several."""
     rows = []
     for path in files:
         about = artifacts.checked(path)
         told = {name: value for name, value in about["chosen"].items() if name not in ("curve", "index")}
-        rows.append({"fold": int(path.stem.removeprefix("fold")), **told})
-    return pd.DataFrame(rows)
+        fold, seed = results.run_of(path, about["study"]["seed"])
+        rows.append({"fold": fold, "seed": seed, **told})
+    table = pd.DataFrame(rows)
+    return table if table["seed"].nunique() > 1 else table.drop(columns="seed")

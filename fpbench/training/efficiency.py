@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench import predictions, recipe, results
+from fpbench import predictions, recipe
 from fpbench.cohorts import Cohort
 from fpbench.files import artifacts
 from fpbench.splits import Fold
@@ -45,7 +45,7 @@ def _note(shown: list[tuple[Cohort, np.ndarray]], classes: int, cohort: Cohort, 
 def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Path]:
     """Write one predictions file per fold: protocol ``k per class``, the number of the draw in the column seed."""
     started, key = time.perf_counter(), artifacts.digest([bench.key, "efficiency", VERSION, list(sizes), draws])
-    files = [results.path(bench.study, bench.encoder, "logistic", n, "efficiency") for n in range(bench.splits.folds)]
+    files = [bench.path("logistic", n, "efficiency") for n in range(bench.splits.folds)]
     todo = [bench.splits.fold(n) for n, path in enumerate(files) if not predictions.is_current(path, key)]
     cells = [(size, seed) for size in sizes for seed in range(draws)]
     train = {(fold.number, *cell): draw(bench, fold, *cell) for fold in todo for cell in cells}

@@ -6,6 +6,7 @@ stopped and gives the same bytes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def _generation(encoder: Encoder) -> str:
     with artifacts.lock(path):
         try:
             seen = artifacts.read_json(path)["seen"]
-        except (FileNotFoundError, InputError):  # damaged: on record anew
+        except (OSError, InputError):  # damaged, or closed to us: on record anew
             seen = []
         for known in seen:
             if same(known, encoder.fingerprint):
@@ -190,7 +191,8 @@ def _generation(encoder: Encoder) -> str:
         if seen:
             changed = "the fingerprint is not the one on record: adapter or library changed"
             print(f"{encoder.name}: {changed}; embedding anew")
-        artifacts.write_json(path, {"encoder": encoder.name, "seen": [*seen, encoder.fingerprint]})
+        with suppress(PermissionError):  # the cache is another user's
+            artifacts.write_json(path, {"encoder": encoder.name, "seen": [*seen, encoder.fingerprint]})
     return encoder.fingerprint["digest"]
 
 

@@ -5,6 +5,7 @@ vectors are, bit for bit, those of a study with the same encoder, batch size and
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -63,14 +64,14 @@ def find(asked: str, known: dict[str, tuple] | None = None, bits: int = 0) -> Pi
         frame = cohort.frame
         embed = partial(_of_cohort, cohort)
         return Pictures(cohort.name, frame["image_id"].tolist(), frame["path"].tolist(), embed, images.notes(frame))
-    if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and SUFFIX.search(file.name))
+    if os.path.isdir(path):
+        inside = sorted(file for file in path.rglob("*") if os.path.isfile(file) and SUFFIX.search(file.name))
         files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         names = [str(file.relative_to(path)) for file in files]
-    elif images.file_of(path).is_file():
+    elif os.path.isfile(images.file_of(path)):
         files, names = [path], [path.name]
     else:
-        files = [Path(found) for found in sorted(glob(asked, recursive=True)) if Path(found).is_file()]
+        files = [Path(found) for found in sorted(glob(asked, recursive=True)) if os.path.isfile(found)]
         names = [str(file) for file in files]
     if not files:
         kind = "pattern" if has_magic(asked) else "folder, file, pattern or cohort"

@@ -6,24 +6,18 @@ validation rows; test rows never come here.
 """
 
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fpbench import metrics
-from fpbench.encoders import Encoder, checkpoint
+from fpbench.encoders import Encoder
 from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.files.progress import Progress
@@ -31,12 +25,22 @@ from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
 from fpbench.training import augmentation
 from fpbench.training.adaptation import DropPath, add_lora, drop_paths, is_transformer, keep_less, rate_groups
+from fpbench.training.loop import Diverged, Pictures, Run, interruptible, number
+
+__all__ = [
+    "Classifier",
+    "Diverged",
+    "Part",
+    "Pictures",
+    "Trainer",
+    "estimate",
+    "finetune",
+    "interruptible",
+    "predict",
+    "restore",
+]
 
 LAST = torch.channels_last  # the faster layout for convolutions
-
-
-class Diverged(InputError):
-    """A loss that is not finite."""
 
 
 class Classifier(nn.Module):
@@ -87,33 +91,6 @@ class Classifier(nn.Module):
                 tensor.copy_(tensors[name])
 
 
-class Pictures:
-    """uint8 pictures (N, S, S[, 3]), on the device if they fit into half of its free memory, else fetched ahead."""
-
-    def __init__(self, array: np.ndarray, device: torch.device) -> None:
-        self.array, self.device, self.resident = array, device, None
-        if device.type == "cuda" and array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            self.resident = torch.from_numpy(np.array(array)).to(device)
-
-    def batches(self, rows: list[np.ndarray]) -> Iterator[Tensor]:
-        """Yield the pictures of each set of rows, on the device."""
-        if self.resident is not None:
-            yield from (self.resident[torch.from_numpy(part).to(self.device)] for part in rows)
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for part in rows:
-                ready, ahead = ahead, pool.submit(self._load, part)
-                if ready is not None:
-                    yield ready.result().to(self.device, non_blocking=True)
-            if ahead is not None:
-                yield ahead.result().to(self.device, non_blocking=True)
-
-    def _load(self, rows: np.ndarray) -> Tensor:
-        batch = torch.from_numpy(self.array[rows])
-        return batch.pin_memory() if self.device.type == "cuda" else batch
-
-
 @dataclass(frozen=True)
 class Part:
     """What a run learns from: pictures, the class index of every row, and who is who."""
@@ -125,28 +102,7 @@ class Part:
     validation: np.ndarray  # rows
 
 
-@dataclass
-class State:
-    """Where a run stands; with the tensors and the optimiser it is the whole of a checkpoint."""
-
-    epoch: int = 0
-    step: int = 0  # of the epoch
-    losses: list[float] = field(default_factory=list)  # of the epoch so far
-    history: list[dict] = field(default_factory=list)  # one row per finished epoch
-
-    @property
-    def best(self) -> int:
-        """Return the epoch with the best validation score: highest macro F1, then lowest NLL, then the first."""
-        order = [(-row["macro F1"], row["NLL"], row["epoch"]) for row in self.history]
-        return min(order)[2] if order else -1
-
-    def close_epoch(self, found: dict) -> None:
-        """Add a row to the history and begin the next epoch."""
-        self.history.append({"epoch": self.epoch, "loss": float(np.mean(self.losses)), **found})
-        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
-
-
-class Trainer:
+class Trainer(Run):
     """One training run: a model, what it learns from, and where it stands. ``run`` is the loop."""
 
     def __init__(
@@ -156,10 +112,10 @@ class Trainer:
             raise InputError(
                 f"batchnorm: live needs batches of {recipe.batch} at once, found {model.micro}: use frozen"
             )
-        self.model, self.part, self.recipe, self.rate, self.seed = model, part, recipe, rate, seed
-        self.folder, self.key, self.title = folder, key, title
-        self.device, self.state = model.encoder.device, State()
-        self.best: dict[str, Tensor] = {}  # what ``model.changing`` was after the best epoch
+        super().__init__(folder, key, title)
+        self.model: Classifier = model
+        self.part, self.recipe, self.rate, self.seed = part, recipe, rate, seed
+        self.pictures, self.names, self.device = part.pictures, part.names, model.encoder.device
         self.steps = math.ceil(len(part.train) / recipe.batch)  # of an epoch
         self.optimiser = torch.optim.AdamW(rate_groups(model, recipe, rate), fused=True)
         self.forward = torch.compile(model) if recipe.compile else model
@@ -174,34 +130,29 @@ class Trainer:
         made = state.epoch * self.steps + state.step
         bar = Progress(total=recipe.epochs * self.steps, desc=self.title, unit="step", initial=made)
         with interruptible() as stop, bar as progress:
-            while state.epoch < recipe.epochs and state.epoch - max(state.best, 0) <= recipe.patience:
+            while state.epoch < recipe.epochs and state.epoch - max(self.best_epoch, 0) <= recipe.patience:
                 progress.stage = f"epoch {state.epoch + 1} of {recipe.epochs}"
                 speed = self.train_epoch(stop, progress)
                 score = validate(predict(self.model, self.part.pictures, self.part.validation), self.part)
-                state.close_epoch({"rate": self.rate, **score, "images/s": speed})
-                if state.best == state.epoch - 1:
+                loss = float(np.mean(state.losses))
+                self.close_epoch({"loss": loss, "rate": self.rate, **score, "images/s": speed})
+                if self.best_epoch == state.epoch - 1:
                     self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.changing().items()}
                 self.save()
                 progress.set_postfix({"val F1": f"{score['macro F1']:.3f}"})
         return self.finish()
 
-    def train_epoch(self, stop: "interruptible", progress: Progress) -> float:
+    @property
+    def best_epoch(self) -> int:
+        """Return the epoch with the best validation score: highest macro F1, then lowest NLL, then the first."""
+        order = [(-row["macro F1"], row["NLL"], row["epoch"]) for row in self.state.history]
+        return min(order)[2] if order else -1
+
+    def train_epoch(self, stop: interruptible, progress: Progress) -> float:
         """Make the steps of an epoch that are left; return images per second."""
         self.model.train()
-        state, pending, began, done = self.state, [], time.perf_counter(), 0
-        plan = Plan.draw(self.part.train, self.recipe, len(self.model.paths), self.seed, state.epoch)
-        batches = plan.batches(self.recipe.batch)[state.step :]
-        for batch, pictures in zip(batches, self.part.pictures.batches([b.rows for b in batches]), strict=True):
-            pending.append((self.step(pictures, batch), batch.rows))
-            state.step += 1
-            done += len(pictures)
-            progress.update()
-            self.settle(pending, keep=0 if stop.asked else 1)
-            if stop.asked:
-                self.save()
-                stop.obey()
-        self.settle(pending)
-        return done / (time.perf_counter() - began) if done else float("nan")
+        plan = Plan.draw(self.part.train, self.recipe, len(self.model.paths), self.seed, self.state.epoch)
+        return self.make_steps(plan.batches(self.recipe.batch), stop, progress)
 
     def step(self, pictures: Tensor, batch: "Plan") -> Tensor:
         """Make one step of the optimiser; return the mean loss. Out of memory: again with half as many images at once."""
@@ -235,58 +186,12 @@ class Trainer:
         self.optimiser.step()
         return total
 
-    def sow(self, seed: int) -> None:
-        """Seed the dropout (of LoRA) as ``torch.manual_seed`` does, without its 0.2 ms for devices that are not there."""
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed_all(seed)
-
-    def settle(self, pending: list[tuple[Tensor, np.ndarray]], keep: int = 0) -> None:
-        """Note the losses that wait, but for the last ``keep``: asking for the newest would make the device wait for us."""
-        while len(pending) > keep:
-            loss, rows = pending.pop(0)
-            if not math.isfinite(value := float(loss)):
-                names = ", ".join(self.part.names[rows])
-                raise Diverged(f"the loss is {value} in epoch {self.state.epoch}, with the images {names}")
-            self.state.losses.append(value)
-
-    def save(self) -> None:
-        """Write the checkpoint from which ``resume`` goes on: one file, the best epoch in it; the one before stays beside it."""
-        state = {"key": self.key, "state": asdict(self.state), "optimiser": self.optimiser.state_dict()}
-        with artifacts.atomic(self.folder / "last.pt") as path:
-            torch.save({**state, "model": self.model.changing(), "best": self.best}, path)
-            artifacts.seal(path)
-            with suppress(FileNotFoundError):
-                os.replace(self.folder / "last.pt", self.folder / "before.pt")
-
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint if there is one; InputError if it belongs to another configuration."""
-        there = [path for path in (self.folder / "last.pt", self.folder / "before.pt") if path.is_file()]
-        whole = [path for path in there if artifacts.is_sealed(path)]
-        if whole != there:
-            print(f"{self.title}: a checkpoint is damaged; going on from {whole[0].name if whole else 'the start'}")
-        if not whole:
-            return
-        content = checkpoint.load(whole[0], mapped=False)
-        if not isinstance(content, dict) or content.get("key") != self.key:
-            raise InputError(f"{whole[0]} is the checkpoint of another configuration: move it away, or undo the change")
-        self.model.load(content["model"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.state, self.best = State(**content["state"]), content["best"]
-
     def finish(self) -> tuple[pd.DataFrame, int]:
         """Write the best epoch, mark the run as ended, and load it."""
-        history, best = pd.DataFrame(self.state.history), self.state.best
-        with artifacts.atomic(self.folder / "best.safetensors") as path:
-            save_file({name: tensor.contiguous() for name, tensor in self.best.items()}, path)
-        with artifacts.atomic(self.folder / "history.csv") as path:
-            history.to_csv(path, index=False)
-        about = {"key": self.key, "history": self.state.history, "best": best, "micro": self.model.micro}
-        artifacts.commit(self.folder / "best.safetensors", about)
-        for name in ("last.pt", "before.pt"):
-            (self.folder / name).unlink(missing_ok=True)
+        about = {"best": self.best_epoch, "micro": self.model.micro}
+        history = self.keep_best(self.folder / "best.safetensors", about)
         restore(self.model, self.folder)
-        return history, best
+        return history, self.best_epoch
 
 
 def finetune(
@@ -352,12 +257,14 @@ class Plan:
         return [Plan(self.rows[cut], self.changes[cut], self.coins[cut]) for cut in cuts]
 
 
-def predict(model: Classifier, pictures: Pictures, rows: np.ndarray) -> np.ndarray:
-    """Return logits (n, K) float32 of some rows."""
+def predict(model: Classifier, pictures: Pictures, rows: np.ndarray, title: str = "") -> np.ndarray:
+    """Return logits (n, K) float32 of some rows; with a ``title`` it says how far it is."""
     model.eval()
     parts = [rows[start : start + model.micro] for start in range(0, len(rows), model.micro)]
     with torch.inference_mode(), model.encoder.autocast(model.bf16):
-        found = [model(model.encoder.normalise(batch)).float().cpu() for batch in pictures.batches(parts)]
+        batches = pictures.batches(parts)
+        told = Progress(batches, total=len(parts), desc=title, unit="batch") if title else batches
+        found = [model(model.encoder.normalise(batch)).float().cpu() for batch in told]
     return torch.cat(found).numpy()
 
 
@@ -417,32 +324,3 @@ def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     counts = np.bincount(labels, minlength=classes)
     inverse = np.where(counts > 0, 1 / np.maximum(counts, 1), 0)
     return torch.tensor(inverse / inverse[counts > 0].mean(), dtype=torch.float32)
-
-
-def number(*parts: object) -> int:
-    """Return a seed from some numbers and words."""
-    return int(artifacts.digest(parts)[:15], 16)
-
-
-class interruptible:
-    """Within it, SIGTERM and SIGINT are noted (``asked``) and carried out by ``obey``, when a checkpoint is safe."""
-
-    def __enter__(self) -> "interruptible":
-        """Take over the two signals, in the main thread."""
-        self.asked, self.before = 0, {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {one: signal.signal(one, self._note) for one in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give them back."""
-        for one, handler in self.before.items():
-            signal.signal(one, handler)
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.asked = number
-
-    def obey(self) -> None:
-        """Let the noted signal do what it would have done."""
-        self.__exit__()
-        signal.raise_signal(self.asked)

@@ -42,8 +42,8 @@ def run_probe(bench: Bench, probe: str, folds: Sequence[Fold] = (), question: st
     """
     started = time.perf_counter()
     folds = list(folds) or [bench.splits.fold(number) for number in range(bench.splits.folds)]
-    files = [results.path(bench.study, bench.encoder, probe, fold.number, question) for fold in folds]
-    key = artifacts.digest([bench.key, probe])
+    files = [bench.path(probe, fold.number, question) for fold in folds]
+    key = artifacts.digest([bench.run_key, probe])
     todo = [(fold, path) for fold, path in zip(folds, files, strict=True) if not predictions.is_current(path, key)]
     fitted = fit_of(probe)(bench, [fold for fold, _ in todo]) if todo else []
     for (fold, path), (scores, chosen) in zip(todo, fitted, strict=True):
@@ -90,7 +90,5 @@ def curves(files: list[Path]) -> pd.DataFrame:
     tables = []
     for path in files:
         curve = artifacts.checked(path)["chosen"]["curve"]
-        tables.append(
-            pd.DataFrame(curve, columns=["strength", "loss"]).assign(fold=int(path.stem.removeprefix("fold")))
-        )
+        tables.append(pd.DataFrame(curve, columns=["strength", "loss"]).assign(fold=results.run_of(path)[0]))
     return pd.concat(tables, ignore_index=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from fpbench import predictions, splits
 from fpbench.cohorts import Cohort
 from fpbench.files import artifacts
-from fpbench.images import Geometry
+from fpbench.images import BORDERS
 from fpbench.splits import Fold
 from fpbench.tasks import Task
 from fpbench.training.bench import Bench
@@ -24,7 +24,6 @@ from fpbench.training.probing import run_probe
 
 TARGETS = ("machine", "operator", "size", "centre")  # columns of a cohort's frame; size is width x height
 MASK = 0.2  # share of width and height blackened in each corner
-BORDERS = Geometry("squash", 64)  # in which the borders are measured
 DARK = 8  # grey value below which a pixel counts as black
 
 

@@ -1,15 +1,18 @@
-"""Every fine-tuning of an encoder, on every fold: which learning rate, which run, which predictions file.
+"""Every fine-tuning of an encoder, on every fold and with every seed: which learning rate, which run, which predictions file.
 
-Each fold writes its own predictions file; a restart skips the files that are there and current. Learning rate and epoch are
-chosen on the fold's validation rows: test rows enter only afterwards. The training itself is ``training.finetuning``.
+Each fold writes its own predictions file, one for each of the study's ``seeds``; a restart skips the files that are there and current.
+Learning rate and epoch are chosen on the fold's validation rows: test rows enter only afterwards. The learning rate is chosen with the
+first seed, and serves the others. The training itself is ``training.finetuning``.
 """
 
 import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -27,7 +30,7 @@ from fpbench.training.finetuning import Classifier, Part, Pictures
 
 
 def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[Path]:
-    """Fine-tune on some folds (default: all) where there is no current predictions file, and write them.
+    """Fine-tune on some folds (default: all), with all seeds, where there is no current predictions file, and write them.
 
     Under ``official`` the learning rate is chosen on fold 0 and used for all; under ``crossval`` every fold chooses its own.
 
@@ -37,43 +40,58 @@ def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[P
         Some folds failed (a loss that was not finite, too little memory); the others were finished first.
     """
 
-    key, failed = tuning_key(bench, mode), {}
-    files = [results.path(bench.study, bench.encoder, mode, fold) for fold in folds or range(bench.splits.folds)]
-    todo = [
-        path
-        for path in files
-        if not (predictions.is_current(path, key) and artifacts.whole(_weights(bench, mode, path)))
-    ]
+    benches = [bench.of_seed(seed) for seed in bench.study.seeds_of(mode)]
+    runs = {one.path(mode, fold): (one, fold) for one in benches for fold in folds or range(bench.splits.folds)}
+    files, failed = list(runs), {}
+    todo = {path: run for path, run in runs.items() if not _is_done(run[0], mode, path)}
     pictures = {
         c.name: finetuning.Pictures(c.array(bench.model.geometry), bench.model.device) for c in bench.cohorts if todo
     }
-    for path in todo:
-        started, fold = time.perf_counter(), bench.splits.fold(int(path.stem.removeprefix("fold")))
+    for path, (one, number) in todo.items():
+        started, fold, key = time.perf_counter(), bench.splits.fold(number), tuning_key(one, mode)
         try:
-            model, chosen = _tune(bench, mode, fold, pictures, key)
+            model, chosen = _tune(one, mode, fold, pictures, key)
         except (finetuning.Diverged, torch.OutOfMemoryError) as error:
-            failed[fold.number] = str(error)
+            failed[f"fold {number}{_told(one, mode)}"] = str(error)
             continue
-        answers = lambda cohort, rows, model=model: finetuning.predict(model, pictures[cohort.name], rows)  # noqa: E731
+        title = f"{bench.encoder}, {mode}, fold {fold.number}: answers"
+        answers = partial(_answer, model, pictures, title=title)
         about = {"key": key, "chosen": chosen, "seconds": time.perf_counter() - started}
-        write(bench, path, answered(bench, mode, fold, answers), about)
+        write(one, path, answered(one, mode, fold, answers), about)
     if failed:
-        why = "\n".join(f"fold {number}: {reason}" for number, reason in failed.items())
-        raise InputError(f"{bench.encoder}, {mode}: {len(failed)} of {len(files)} folds failed:\n{why}")
+        why = "\n".join(f"{run}: {reason}" for run, reason in failed.items())
+        what = "folds" if len(benches) == 1 else "runs"
+        raise InputError(f"{bench.encoder}, {mode}: {len(failed)} of {len(files)} {what} failed:\n{why}")
     return files
+
+
+def _answer(
+    model: Classifier, pictures: dict[str, Pictures], cohort: Cohort, rows: np.ndarray, title: str
+) -> np.ndarray:
+    return finetuning.predict(model, pictures[cohort.name], rows, title)
+
+
+def _is_done(bench: Bench, mode: str, path: Path) -> bool:
+    """Return whether a fold has its predictions, and the weights behind them."""
+    return predictions.is_current(path, tuning_key(bench, mode)) and bool(artifacts.whole(_weights(bench, mode, path)))
+
+
+def _told(bench: Bench, mode: str) -> str:
+    """Return which seed it is, in words, where there are several."""
+    return f", seed {bench.seed}" if len(bench.study.seeds_of(mode)) > 1 else ""
 
 
 def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Classifier, dict]":
     """Train once per learning rate; return the best model, and what was chosen and why."""
     from fpbench.training.finetuning import finetune
 
-    rates, rule = _rates(bench, mode, fold, pictures, key)
+    rates, rule = _rates(bench, mode, fold, pictures)
     runs = []
     for rate in rates:
         model, part = classifier(bench, mode), learning_part(bench, fold, pictures[bench.home.name])
         folder = run_folder(bench, mode, key, fold.number, rate)
         run_key = artifacts.digest([key, fold.number, rate])
-        title = f"{bench.encoder}, {mode}, fold {fold.number}, rate {rate:g}"
+        title = f"{bench.encoder}, {mode}, fold {fold.number}{_told(bench, mode)}, rate {rate:g}"
         history, epoch = finetune(
             model, part, bench.study.recipe, rate, folder, run_key, _seed(bench, mode, fold), title
         )
@@ -87,15 +105,20 @@ def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", 
     return model, chosen
 
 
-def _rates(bench: Bench, mode: str, fold: Fold, pictures: dict, key: str) -> tuple[list[float], str]:
+def _rates(bench: Bench, mode: str, fold: Fold, pictures: dict) -> tuple[list[float], str]:
     """Return the learning rates that this fold tries, and by what rule."""
-    grid = bench.study.recipe.grid(mode)
-    if bench.splits.scheme == "crossval" or fold.number == 0 or len(grid) == 1:
+    grid, first = bench.study.recipe.grid(mode), bench.of_seed(bench.study.seeds_of(mode)[0])
+    number = fold.number if bench.splits.scheme == "crossval" else 0  # of the fold that chooses
+    own, other = number == fold.number, first.seed != bench.seed
+    if (own and not other) or len(grid) == 1:
         return grid, "best on the validation part of this fold"
-    first = results.path(bench.study, bench.encoder, mode, 0)
-    done = predictions.is_current(first, key)
-    chosen = artifacts.checked(first)["chosen"] if done else _tune(bench, mode, bench.splits.fold(0), pictures, key)[1]
-    return [chosen["strength"]], "best on the validation part of fold 0"
+    path, key = first.path(mode, number), tuning_key(first, mode)
+    if predictions.is_current(path, key):
+        chosen = artifacts.checked(path)["chosen"]
+    else:
+        _, chosen = _tune(first, mode, bench.splits.fold(number), pictures, key)
+    told = "this fold" if own else f"fold {number}"
+    return [chosen["strength"]], f"best on the validation part of {told}" + f", with seed {first.seed}" * other
 
 
 def classifier(bench: Bench, mode: str) -> "Classifier":
@@ -103,7 +126,7 @@ def classifier(bench: Bench, mode: str) -> "Classifier":
     from fpbench.training.finetuning import Classifier
 
     fresh = replace(bench.model, module=copy.deepcopy(bench.model.module))
-    return Classifier(fresh, bench.classes, bench.study.recipe, mode, bench.spec, bench.study.seed)
+    return Classifier(fresh, bench.classes, bench.study.recipe, mode, bench.spec, bench.seed)
 
 
 def learning_part(bench: Bench, fold: Fold, pictures: "Pictures") -> "Part":
@@ -116,32 +139,34 @@ def learning_part(bench: Bench, fold: Fold, pictures: "Pictures") -> "Part":
 
 def _weights(bench: Bench, mode: str, path: Path) -> Path:
     """Return where the weights behind a predictions file of ``run_finetuning`` lie."""
-    rate, fold = artifacts.checked(path)["chosen"]["strength"], int(path.stem.removeprefix("fold"))
+    rate, fold = artifacts.checked(path)["chosen"]["strength"], results.run_of(path)[0]
     return run_folder(bench, mode, tuning_key(bench, mode), fold, rate) / "best.safetensors"
 
 
-def tuned(bench: Bench, mode: str, fold: int) -> "Classifier":
+def tuned(bench: Bench, mode: str, path: Path) -> "Classifier":
     """Return the model behind a predictions file of ``run_finetuning``."""
     from fpbench.training.finetuning import restore
 
-    weights = _weights(bench, mode, results.path(bench.study, bench.encoder, mode, fold))
-    return restore(classifier(bench, mode), weights.parent)
+    bench = bench.of_seed(results.run_of(path, bench.study.seed)[1])
+    return restore(classifier(bench, mode), _weights(bench, mode, path).parent)
 
 
 def movements(bench: Bench, mode: str, files: list[Path]) -> pd.DataFrame:
-    """Return how far each layer of each tuned model moved: columns fold, layer, change."""
+    """Return how far each layer of each tuned model moved: columns fold, seed, layer, change."""
 
     rows = []
-    for fold in (int(path.stem.removeprefix("fold")) for path in files):
-        moved = movement(bench.model.module, tuned(bench, mode, fold).body)
-        rows += [{"fold": fold, "layer": layer, "change": change} for layer, change in moved.items()]
+    for path in files:
+        moved = movement(bench.model.module, tuned(bench, mode, path).body)
+        run = dict(zip(("fold", "seed"), results.run_of(path, bench.study.seed), strict=True))
+        rows += [{**run, "layer": layer, "change": change} for layer, change in moved.items()]
     return pd.DataFrame(rows)
 
 
 def tuning_key(bench: Bench, mode: str) -> str:
-    """Return a digest of everything that a fine-tuning depends on."""
+    """Return a digest of everything that a fine-tuning depends on: that of another seed also on the one that chose the learning rate."""
     spec = [bench.spec.micro or bench.spec.batch_size, bench.spec.checkpointing]
-    return artifacts.digest([bench.key, mode, asdict(bench.study.recipe), recipe.VERSION, spec])
+    first = [seed for seed in bench.study.seeds_of(mode)[:1] if seed != bench.seed]
+    return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first])
 
 
 def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Path:
@@ -150,17 +175,18 @@ def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Pat
 
 
 def histories(bench: Bench, mode: str) -> pd.DataFrame:
-    """Return the training histories of all runs of a mode: columns fold, rate, epoch, loss, macro F1, NLL."""
-    folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(bench, mode)[:12]
+    """Return the training histories of all runs of a mode: columns fold, seed, rate, epoch, loss, macro F1, NLL."""
     tables = []
-    for path in sorted(folder.glob("fold*/rate*/best.json")):
-        history = pd.DataFrame(artifacts.read_json(path)["history"])
-        tables.append(history.assign(fold=int(path.parent.parent.name.removeprefix("fold"))))
+    for one in map(bench.of_seed, bench.study.seeds_of(mode)):
+        folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(one, mode)[:12]
+        for path in sorted(folder.glob("fold*/rate*/best.json")):
+            history = pd.DataFrame(artifacts.read_json(path)["history"])
+            tables.append(history.assign(fold=int(path.parent.parent.name.removeprefix("fold")), seed=one.seed))
     return pd.concat(tables, ignore_index=True)
 
 
 def _seed(bench: Bench, mode: str, fold: Fold) -> int:
-    return int(artifacts.digest([bench.study.seed, bench.encoder, mode, fold.number])[:12], 16)
+    return int(artifacts.digest([bench.seed, bench.encoder, mode, fold.number])[:12], 16)
 
 
 def costs(
@@ -176,7 +202,8 @@ def costs(
     for name, mode in tunings or study.tunings():
         spec, encoder = study.encoder_spec(name), blank(study, name)
         grid = len(study.recipe.grid(mode))
-        runs = grid * study.folds if splits.scheme == "crossval" else grid + study.folds - 1
+        choosing = study.folds if splits.scheme == "crossval" else 1  # folds whose first seed tries the whole grid
+        runs = len(study.seeds_of(mode)) * study.folds + choosing * (grid - 1)
         model = Classifier(encoder, len(study.the_task.classes), study.recipe, mode, spec)
         row = {"encoder": name, "mode": mode, "runs": runs, **estimate(model, study.recipe, images, runs)}
         if disk:  # the best epoch of every run; a checkpoint holds two moments of every number besides
@@ -189,4 +216,4 @@ def costs(
 def blank(study: Study, name: str) -> Encoder:
     """Return an encoder of the study with random weights: as large and as slow, and no file is needed."""
     spec = replace(study.encoder_spec(name), weights="random", ignore=[])
-    return loading.load_encoder(replace(study, encoders=[spec], tuned={}), name)
+    return loading.load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), name)

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine for as long as a test needs it: munged, slurmctld, slurmd on loopback, two GPUs that are none.
+"""A real Slurm on this machine for as long as a test needs it: munged, slurmctld, slurmd on loopback, two GPUs, of two models, that are none.
 
 Needs root. Slurm's programs are installed if they are absent (Debian and its children). The configuration has to lie in
 /etc/slurm, because Snakemake's job step strips SLURM_CONF; what was there is put back at the end, or by the next run after
@@ -46,7 +46,7 @@ MinJobAge=300
 KillWait=20
 ReturnToService=2
 GresTypes=gpu
-NodeName={node} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:2
+NodeName={node} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:a100:1,gpu:v100:1
 PartitionName=gpu Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -79,7 +79,7 @@ def configured(home: Path, memory: int) -> Iterator[None]:
         ETC.mkdir()
         text = CONF.format(node=NODE, home=home, ports=free_ports(2), cpus=os.cpu_count(), memory=memory)
         (ETC / "slurm.conf").write_text(text)
-        (ETC / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
+        (ETC / "gres.conf").write_text("Name=gpu Type=a100 File=/dev/null\nName=gpu Type=v100 File=/dev/zero\n")
         yield
     finally:
         put_back()

@@ -4,13 +4,16 @@ Not collected by default (``make test-slurm`` names this file): it needs root, a
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from cluster import NODE, call, cluster, node_state, wait_for
@@ -33,9 +36,9 @@ def study(tmp_path):
     return path
 
 
-def start(study: Path, results: Path, *arguments: str) -> subprocess.Popen:
-    """Start ``fpbench run`` as a user would."""
-    environment = {**os.environ, "FPBENCH_RESULTS": str(results), "FPBENCH_DATA": str(study.parent / "data")}
+def start(study: Path, results: Path, *arguments: str, **more: str) -> subprocess.Popen:
+    """Start ``fpbench run`` as a user would; ``more``: of the environment."""
+    environment = {**os.environ, "FPBENCH_RESULTS": str(results), "FPBENCH_DATA": str(study.parent / "data"), **more}
     command = [sys.executable, "-m", "fpbench.cli", "run", str(study), *arguments]
     with open(results.with_suffix(".log"), "w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -154,3 +157,85 @@ def survive(results: Path, home: Path, tell) -> None:
         )
         assert training.repeated() <= 1
     assert trainings[0].saved(), "SIGTERM did not reach the kernel, or it was not given the time to save"
+
+
+FILTER = """#!/bin/sh
+echo "$@" >> "$0.log"
+case " $* " in *" --gpus"*) echo "sbatch: error: ask for GPUs by --gres" >&2; exit 1;; esac
+case " $* " in *" -A lab "*) ;; *) echo "sbatch: error: an account is required" >&2; exit 1;; esac
+exec {sbatch} "$@"
+"""
+LEASE = """
+from contextlib import ExitStack
+from pathlib import Path
+from fpbench.grid.gpus import devices, lease
+with ExitStack() as stack:
+    lease(stack, devices(), Path("devices.log"), "a job of Slurm")
+"""
+
+
+def sees(word: str) -> str | None:
+    """Return the GPUs that a running job of the grid sees, as Slurm has told it; None if none runs whose command holds a word."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "notebook" in process.cmdline() and word in " ".join(process.cmdline()):
+                return process.environ().get("CUDA_VISIBLE_DEVICES", "")
+    return None
+
+
+def test_schedulers_as_they_are(study, tmp_path, monkeypatch):
+    """The commands of the README, in a cluster that takes --gres alone and wants an account, and within a whole node."""
+    (bin := tmp_path / "bin").mkdir()
+    account = [*QUICK, "slurm_account=lab", "--retries", "0"]
+    job = ["--profile", "slurm", "--", "03_encoders"]
+
+    def run(name: str, *options: str, ok: bool = True, **more: str) -> tuple[str | None, str]:
+        process, seen = start(study, results := tmp_path / name, *job, *options, **more), None
+        while process.poll() is None:
+            seen = seen or sees("03_encoders")
+            time.sleep(0.1)
+        log = results.with_suffix(".log").read_text()
+        assert (process.returncode == 0) == ok, log[-3000:]
+        return seen, log
+
+    with cluster(memory=20000) as home:
+        (bin / "sbatch").write_text(FILTER.format(sbatch=shutil.which("sbatch")))
+        (bin / "sbatch").chmod(0o755)
+        filtered = {"PATH": f"{bin}:{os.environ['PATH']}"}
+        gres = {"FPBENCH_SLURM_GPU": "--gres=gpu:v100:1"}
+        assert "ask for GPUs by --gres" in run("gpus", *account, ok=False, **filtered)[1]
+        assert "an account is required" in run("nobody", *QUICK, "--retries", "0", ok=False, **filtered, **gres)[1]
+        assert run("gres", *account, **filtered, **gres)[0] == "1"  # the second card, a V100
+        last = (bin / "sbatch.log").read_text().splitlines()[-1]
+        assert "--gres=gpu:v100:1" in last
+        assert "--gpus" not in last
+        assert run("per node", *QUICK, FPBENCH_SLURM_GPU="--gpus-per-node=1")[0] == "0"
+        assert run("as ever", *QUICK)[0] == "0"
+
+        # a whole node: Slurm gives it, and the jobs share its GPUs out
+        results = tmp_path / "whole node"
+        monkeypatch.setenv("FPBENCH_RESULTS", str(results))
+        monkeypatch.setenv("FPBENCH_DATA", str(study.parent / "data"))
+        fpbench = shlex.join(
+            [sys.executable, "-m", "fpbench.cli", "run", str(study), "--profile", "gpubox", "--jobs", "2"]
+        )
+        probing = [f"04_linear_probing.{encoder}" for encoder in ENCODERS]
+        whole = ["--exclusive", "--gres=gpu:a100:1,gpu:v100:1", "--wait", f"--output={tmp_path}/whole.log"]
+        call("sbatch", *whole, "--wrap", f"{fpbench} -- {shlex.join(probing)}")
+        log = (results / "micro" / "notebooks" / "devices.log").read_text()
+        assert {line.split()[3] for line in log.splitlines() if "leased" in line} == {"0", "1"}
+
+        # named GPUs, whatever Slurm gave
+        monkeypatch.setenv("FPBENCH_GPUS", "MIG-8a77")
+        python = shlex.join([sys.executable, "-c", LEASE])
+        call(
+            "sbatch",
+            "--gres=gpu:1",
+            "--wait",
+            f"--chdir={tmp_path}",
+            f"--output={tmp_path}/named.log",
+            "--wrap",
+            python,
+        )
+        assert "leased device MIG-8a77" in (tmp_path / "devices.log").read_text()
+        assert node_state() == "idle", home

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -24,9 +25,10 @@ from fpbench.cohorts.phantoms.facts import CAUSES, KINDS
 from fpbench.cohorts.phantoms.layout import Entry, africa_entries, counts, spain_entries
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError
-from fpbench.files.artifacts import lock
+from fpbench.files.artifacts import beside, lock
 from fpbench.files.machine import workers
 from fpbench.files.progress import Progress
+from fpbench.files.sharing import share_tree
 
 VERSION = 1  # raise it whenever a byte of the output changes
 
@@ -51,30 +53,31 @@ def ensure(
         Unknown kind or cause, or the folder holds something else.
     """
     root, (manifest, entries) = Path(root), _plan(kind, seed, patients, causes)
-    new, old = (root.with_name(f".{root.name}.{word}.tmp") for word in ("new", "old"))
     if _holds(root, manifest):  # without a lock: others may share the folder who cannot write there
         return manifest
-    with lock(root):  # renamed at the end: the folder is whole or absent, also after a kill
+    with lock(root), beside(root) as new, beside(root) as old:  # renamed at the end: whole or absent, also after a kill
         if _holds(root, manifest):
             return manifest
-        for left in (new, old):  # of a killed process: we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
         _write(new, manifest, entries)
-        if root.exists():
-            root.rename(old)
-        new.rename(root)
-        shutil.rmtree(old, ignore_errors=True)
+        share_tree(new)
+        try:
+            if root.exists():
+                root.rename(old)
+            new.rename(root)
+        except OSError:
+            if not _holds(root, manifest):  # else another process has drawn it, to whom the lock was granted too
+                raise
     return manifest
 
 
-def is_drawn(root: Path, kind: str) -> bool:
+def is_drawn(root: Path, kind: str, seed: int = 0, patients: int | None = None) -> bool:
     """Return whether the folder holds the phantom that `ensure` would leave there; InputError if it would refuse."""
-    return _holds(root, _plan(kind, 0, None)[0])
+    return _holds(root, _plan(kind, seed, patients)[0])
 
 
 def planted(root: str | Path) -> list[tuple[str, str]]:
     """Return the pairs of byte-identical files of a phantom cohort: paths below ``root``, sorted within and among."""
-    return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text())["planted"]]
+    return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text(encoding="utf-8"))["planted"]]
 
 
 def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str] = CAUSES) -> tuple[dict, list[Entry]]:
@@ -132,11 +135,13 @@ def _draw(folder: Path, entry: Entry) -> None:
     picture.save(folder / entry.path, compress_level=1)
 
 
-def _source(real: Source, kind: str, entries: list[Entry]) -> Source:
+def _source(real: Source, kind: str, entries: list[Entry], name: str = "", **drawing: Any) -> Source:
     """Return the phantom of a real cohort: the same reader and population, its own name, counts and label."""
-    drawn = replace(real, name=f"phantom-{real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom")
+    drawn = replace(
+        real, name=f"phantom-{name or real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom"
+    )
     drawn = replace(drawn, licence="Apache-2.0", citation="Drawn by fpbench; no person was scanned.", archive=None)
-    prepare, prepared = partial(ensure, kind=kind), partial(is_drawn, kind=kind)
+    prepare, prepared = partial(ensure, kind=kind, **drawing), partial(is_drawn, kind=kind, **drawing)
     return replace(drawn, counts=counts(entries), csv_sha256="", prepare=prepare, prepared=prepared)
 
 
@@ -144,3 +149,8 @@ SOURCES = (
     _source(spain.SOURCE, "spain", spain_entries()),
     _source(africa.SOURCE, "africa", africa_entries()),
 )
+LARGER = {
+    "seed": 1,
+    "patients": 150,
+}  # of another seed, so that nobody of it is in the demo's; enough brains of every plane to watch
+BRAIN = _source(spain.SOURCE, "spain", spain_entries(**LARGER), "brain", **LARGER)

@@ -69,7 +69,7 @@ def _setting(facts: dict) -> Setting:
     return Setting(**given)
 
 
-TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text())
+TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
 KINDS, MENU = TABLES["kinds"], TABLES["patients"]
 PLANES = {letter: Plane(*row) for letter, row in TABLES["planes"].items()}
 MACHINES = {name: _setting(facts) for name, facts in TABLES["machines"].items()}

@@ -6,6 +6,8 @@ same tensors. What no TAG says is assumed, and told. Slow under bfloat16 on a CP
 """
 
 import json
+import math
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from open_clip.model import resize_pos_embed
 from open_clip.pretrained import get_pretrained_cfg
 from torch import Size, Tensor
 
-from fpbench.encoders import Plan
+from fpbench.encoders import Plan, length
 from fpbench.encoders.adapters import timm
 from fpbench.encoders.checkpoint import Layout, renamed
 from fpbench.encoders.tables import resizable
@@ -31,6 +33,17 @@ SAID = ("mean", "std", "interpolation", "resize_mode")  # by a TAG or a config f
 
 def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...], prefix: str) -> Plan:
     """Return the tower, filled with the weights of TAG if ``weights`` is "hub"."""
+    try:
+        return _plan(architecture, weights, pooling, options)
+    except Exception as error:  # of a foreign file, anything
+        if not architecture.endswith(".json") or isinstance(error, InputError | MissingError):
+            raise
+        said = (str(error) or type(error).__name__).splitlines()[0][:300]
+        what = f"expected a config that open_clip {open_clip.__version__} can build"
+        raise InputError(f"open_clip:{architecture}: {what}, found one of which it says: {said}") from None
+
+
+def _plan(architecture: str, weights: str, pooling: str, options: dict) -> Plan:
     content: dict = {}
     name, _, tag = architecture.partition("/")
     if architecture.endswith(".json"):
@@ -66,13 +79,25 @@ def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: t
     notes = (
         () if tag else _assumed({**({} if known_gelu else {"activation": "QuickGELU" if quick else "GELU"}), **unsaid})
     )
-    facts = (model_config["embed_dim"], geometry, tuple(config["mean"]), tuple(config["std"]), "projected")
-    return Plan(model.visual, (layout,), *facts, hub=hub, notes=notes, config={"config": content} if content else {})
+    dim = length(model.visual, size) if content else model_config["embed_dim"]  # of a foreign file it has to be tried
+    mean, std = _scale(architecture, config)
+    return Plan(
+        model.visual,
+        (layout,),
+        dim,
+        geometry,
+        mean,
+        std,
+        "projected",
+        hub=hub,
+        notes=notes,
+        config={"config": content} if content else {},
+    )
 
 
 def _config(file: str) -> dict:
     """Return what a config file says; InputError if it is none of open_clip's."""
-    if not (path := paths.expand(file)).is_file():
+    if not os.path.isfile(path := paths.expand(file)):
         raise MissingError(f"expected a config file of open_clip at {path}, found nothing: check the path in the study")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -101,6 +126,17 @@ def _activation(architecture: str, known: dict, tag: str, name: str, options: di
             f"open_clip:{architecture} was trained with {two[0]}, found {two[1]}: take force_quick_gelu or -quickgelu out"
         )
     return trained
+
+
+def _scale(architecture: str, config: dict) -> Any:
+    """Return mean and std of the three channels; InputError if they are none."""
+    mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
+    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))) or 0 in std:
+        found = f"mean {config['mean']}, std {config['std']}"
+        raise InputError(
+            f"open_clip:{architecture}: expected mean and std of three channels, no std of 0; found {found:.200}"
+        )
+    return mean, std
 
 
 def _create(name: str, config: dict, **how: Any) -> Any:

@@ -63,7 +63,10 @@ def choose(path: "Path | RidgePath", X_val: np.ndarray, y_val: np.ndarray) -> Ch
 
     It is given validation rows only, so that no test row can take part in the choice.
     """
-    losses = path.losses(X_val, y_val)
+    return _least(path, path.losses(X_val, y_val))
+
+
+def _least(path: "Path | RidgePath", losses: np.ndarray) -> Choice:
     i = int(np.flatnonzero(losses <= losses.min() + 1e-12)[0])
     edge = len(losses) > 1 and i in (0, len(losses) - 1)
     return Choice(i, float(path.strength[i]), float(losses[i]), edge, bool(path.converged[i]))
@@ -78,8 +81,8 @@ def by_strength(bench: "Bench", fold: "Fold", path: "Path | RidgePath", name: st
         The scores of the chosen head, and what was chosen: ``name`` of the strength, ``Choice``, ``curve``.
     """
     X, y = bench.features[fold.validation], bench.labels[fold.validation]
-    choice = choose(path, X, y)
-    chosen = {"name": name, **asdict(choice), "curve": np.column_stack([path.strength, path.losses(X, y)]).tolist()}
+    choice = _least(path, losses := path.losses(X, y))
+    chosen = {"name": name, **asdict(choice), "curve": np.column_stack([path.strength, losses]).tolist()}
     return lambda features: path.logits(features, choice.index), chosen
 
 

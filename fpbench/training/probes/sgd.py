@@ -125,7 +125,7 @@ class _Runs:
 def fit(bench: "Bench", folds: "list[Fold]") -> list[tuple[heads.Scores, dict]]:
     """Train the probe on some folds, with the study's seed; the epoch by the lowest validation loss."""
     train, validation = [fold.train for fold in folds], [fold.validation for fold in folds]
-    seeds, device = [bench.study.seed], bench.about["device"]
+    seeds, device = [bench.seed], bench.about["device"]
     fitted = fit_sgd(bench.features, bench.labels, train, validation, bench.classes, seeds, device=device)
     return [
         (
