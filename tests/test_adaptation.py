@@ -15,8 +15,8 @@ from fpbench.tasks import TASKS
 TASK = TASKS["brain_planes"]
 TV = TASK.classes.index(adaptation.GAINS_MOST)
 HELD = [
-    Pair("scratch", "adapted from random weights", "natural", "natural images"),
-    Pair("adapted", "adapted from natural images", "natural", "natural images"),
+    Pair("scratch", "adapted from random weights", "natural", "released weights"),
+    Pair("adapted", "adapted from released weights", "natural", "released weights"),
 ]
 NATURAL = (0.6, 0.6, 0.6)
 
@@ -117,7 +117,7 @@ def test_p_values_are_adjusted_over_all_pairs_and_protocols():
 
 def test_a_clear_gain_of_every_plane_supports_what_it_should():
     found = verdicts({"natural": NATURAL, "adapted": (0.9, 0.9, 0.9)})
-    arm = "adapted from natural images"
+    arm = "adapted from released weights"
     assert found[CLAIMS["better"], arm].outcome == "supported"
     assert found[CLAIMS["better"], arm].cells == 2
     assert found[CLAIMS["largest"], arm].outcome == "supported"
@@ -128,7 +128,7 @@ def test_a_clear_gain_of_every_plane_supports_what_it_should():
 
 def test_where_nothing_is_gained_nothing_is_supported():
     lost = verdicts({"natural": NATURAL, "adapted": (0.5, 0.59, 0.5)})
-    arm = "adapted from natural images"
+    arm = "adapted from released weights"
     assert {lost[claim, arm].outcome for claim in CLAIMS.values()} == {
         "not supported"
     }  # TV loses least, and gains nothing
@@ -143,7 +143,7 @@ def test_where_nothing_is_gained_nothing_is_supported():
 
 
 def test_one_plane_alone_gains_most_and_one_cell_that_loses_ends_consistency():
-    arm = "adapted from natural images"
+    arm = "adapted from released weights"
     alone = verdicts({"natural": NATURAL, "adapted": (0.6, 0.9, 0.6)})
     assert alone[CLAIMS["class"], arm].outcome == "supported"
     other = verdicts({"natural": NATURAL, "adapted": (0.9, 0.6, 0.6)})
@@ -190,16 +190,16 @@ def study(tmp_path, monkeypatch):
 def test_every_adapted_encoder_is_held_against_natural_images_its_start_and_its_run_without_the_leak(study):
     found = [(one.encoder, one.other, one.against) for one in adaptation.pairs(study)]
     assert found == [
-        ("adapted", "natural", "natural images"),
-        ("scratch", "natural", "natural images"),
+        ("adapted", "natural", "released weights"),
+        ("scratch", "natural", "released weights"),
         ("scratch", "random", "random weights"),
-        ("twice", "natural", "natural images"),
-        ("transductive", "natural", "natural images"),
+        ("twice", "natural", "released weights"),
+        ("transductive", "natural", "released weights"),
         ("transductive", "adapted", "the same without the leak"),
     ]
     named = adaptation.arms(study)
-    assert named["transductive"] == "adapted from natural images, transductive"
-    assert (named["scratch"], named["other"]) == ("adapted from random weights", "natural images")
+    assert named["transductive"] == "adapted from released weights, transductive"
+    assert (named["scratch"], named["other"]) == ("adapted from random weights", "released weights")
     artifacts.write_json(results.missing_file(study), {"natural/probing": "lost"})
     assert [one.other for one in adaptation.pairs(study)] == ["random", "adapted"]
 
@@ -214,11 +214,11 @@ def test_a_transductive_arm_says_so_in_every_row_and_sentence(study):
     boot, held = boot_of(answers(skills)), adaptation.pairs(study)
     table, judged = adaptation.gains(boot, held, TASK, adaptation.PAPER), adaptation.verdicts(boot, held, TASK)
     rows = judged.set_index(["claim", "arm"])["cells"]
-    assert rows[CLAIMS["better"], "adapted from natural images"] == 4  # two runs, two protocols; none of the leak
-    assert rows[CLAIMS["better"], "adapted from natural images, transductive"] == 2
+    assert rows[CLAIMS["better"], "adapted from released weights"] == 4  # two runs, two protocols; none of the leak
+    assert rows[CLAIMS["better"], "adapted from released weights, transductive"] == 2
     lines = adaptation.sentences(table, judged)
     leaked = [line for line in lines if "transductive" in line]
     assert len(leaked) == 4 + 3
     assert all("No evidence: the corpus held test pictures." in line for line in leaked[4:])
     assert any("transductive is better" in line for line in leaked)
-    assert set(table.query("encoder == 'transductive'")["arm"]) == {"adapted from natural images, transductive"}
+    assert set(table.query("encoder == 'transductive'")["arm"]) == {"adapted from released weights, transductive"}

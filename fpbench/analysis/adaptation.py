@@ -1,7 +1,7 @@
 """What pretraining on ultrasound is worth: every adapted encoder against what it is held to, and the claims of arXiv:2511.01915.
 
 An *arm* says where the weights of an encoder come from. An adapted encoder is held against the released weights of the same
-architecture (natural images), against its start where that is random, and a transductive one, whose corpus held test pictures,
+architecture (in the paper, of natural images), against its start where that is random, and a transductive one, whose corpus held test pictures,
 against the same run without them: what the leak is worth. All pairs share the resamples of patient groups of
 ``fpbench.analysis.statistics``, and Holm's rule adjusts over all pairs of a view.
 
@@ -28,7 +28,7 @@ LARGEST, GAINS_MOST = (
     0.2,
     "trans-ventricular",
 )  # "up to 20 percent" in weighted F1, here of the score; the plane that gains most
-NATURAL, RANDOM, LEAK = "natural images", "random weights", "transductive"
+RELEASED, RANDOM, LEAK = "released weights", "random weights", "transductive"
 CLAIMS = {
     "better": "Pretraining on ultrasound is consistently better: every cell gains",
     "largest": f"The largest relative gain reaches {LARGEST:.0%}",
@@ -44,7 +44,7 @@ class Pair:
     encoder: str
     arm: str  # of the encoder, as ``arms`` names it
     other: str
-    against: str  # natural images | random weights | the same without the leak
+    against: str  # released weights | random weights | the same without the leak
 
 
 def arms(study: Study) -> dict[str, str]:
@@ -54,7 +54,7 @@ def arms(study: Study) -> dict[str, str]:
 
 def _arm(study: Study, spec: EncoderSpec) -> str:
     if not spec.pretraining:
-        return RANDOM if spec.weights == "random" else NATURAL
+        return RANDOM if spec.weights == "random" else RELEASED
     plan = study.pretraining[spec.pretraining]
     return f"adapted from {_arm(study, study.encoder_spec(plan.start))}" + f", {LEAK}" * plan.transductive
 
@@ -65,13 +65,18 @@ def pairs(study: Study) -> list[Pair]:
     for spec in [one for one in results.present(study) if one.pretraining]:
         start = study.pretraining[spec.pretraining].start
         alike = [one.name for one in study.encoders if (one.model, one.options) == (spec.model, spec.options)]
-        released = [name for name in alike if known.get(name) == NATURAL]
+        released = [name for name in alike if known.get(name) == RELEASED]
         others = dict.fromkeys([*released, *[start] * (start in known)])
         found += [Pair(spec.name, known[spec.name], other, known[other]) for other in others]
         found += [
             Pair(spec.name, known[spec.name], other, "the same without the leak") for other in _honest(study, spec)
         ]
     return found
+
+
+def firsts(held: Sequence[Pair]) -> list[Pair]:
+    """Return the first pair of every adapted encoder: what the claims are about."""
+    return list({pair.encoder: pair for pair in reversed(held)}.values())[::-1]
 
 
 def _honest(study: Study, spec: EncoderSpec) -> list[str]:
@@ -190,10 +195,9 @@ def verdicts(boot: Bootstrap, held: Sequence[Pair], task: Task, protocols: Seque
         of the second, the largest relative gain (of resamples too, and a maximum of noisy numbers is too large); of the third, how much
         more F1 GAINS_MOST gains, over the mean of the cells, than the next class.
     """
-    firsts = list({pair.encoder: pair for pair in reversed(held)}.values())[::-1]
-    rows: list[dict] = []
-    for arm in dict.fromkeys(pair.arm for pair in firsts):
-        cells = list(_cells(boot, [pair for pair in firsts if pair.arm == arm], protocols))
+    about_them, rows = firsts(held), []
+    for arm in dict.fromkeys(pair.arm for pair in about_them):
+        cells = list(_cells(boot, [pair for pair in about_them if pair.arm == arm], protocols))
         about = {"arm": arm, "cells": len(cells)}
         if not cells:
             none = {"value": np.nan, "low": np.nan, "high": np.nan, "probability": np.nan}
@@ -246,6 +250,8 @@ def _told(boot: Bootstrap, draws: np.ndarray, value: float, holds: np.ndarray, a
 
 def sentences(gained: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
     """Return one sentence per difference and per claim; of ``gains`` and ``verdicts``. Better is said only where the test says so."""
+    if not len(gained):
+        return ["No adapted encoder was run beside what it is held against."]
     lines = []
     for row in gained.itertuples():
         verdict = "undecided" if not row.p_holm <= ALPHA else f"{row.encoder if row.value > 0 else row.other} is better"
