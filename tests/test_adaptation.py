@@ -7,9 +7,11 @@ import yaml
 from sklearn.metrics import f1_score
 
 from fpbench import load_study, results
-from fpbench.analysis import adaptation, samples, statistics
+from fpbench.analysis import adaptation, samples, scoring, statistics
 from fpbench.analysis.adaptation import CLAIMS, Pair
 from fpbench.files import artifacts
+from fpbench.grid import jobs
+from fpbench.reporting import figures, page
 from fpbench.tasks import TASKS
 
 TASK = TASKS["brain_planes"]
@@ -222,3 +224,35 @@ def test_a_transductive_arm_says_so_in_every_row_and_sentence(study):
     assert all("No evidence: the corpus held test pictures." in line for line in leaked[4:])
     assert any("transductive is better" in line for line in leaked)
     assert set(table.query("encoder == 'transductive'")["arm"]) == {"adapted from released weights, transductive"}
+
+
+def test_without_a_pair_the_tables_are_empty_and_the_sentence_says_so():
+    boot = boot_of(answers({"natural": NATURAL}, groups=5), 20)
+    table = adaptation.gains(boot, HELD, TASK, adaptation.PAPER)
+    assert adaptation.class_gains(boot, HELD, TASK, adaptation.PAPER).empty
+    assert table.empty
+    assert "p_holm" in table
+    lines = adaptation.sentences(table, adaptation.verdicts(boot, [], TASK))
+    assert lines == ["No adapted encoder was run beside what it is held against."]
+
+
+def test_the_job_and_the_section_of_the_report_are_there_where_a_study_has_adapted_encoders(study, tmp_path):
+    rules = {row["rule"]: row for row in jobs.rows()}
+    assert rules["adaptation"]["output"] == "tables/adapted.csv"
+    assert [jobs._called_for(one, "adaptation") for one in (study, load_study("demo"))] == [True, False]
+    (study.folder / "tables").mkdir(parents=True)
+    assert "What adaptation is worth" in page.build(study).read_text()
+
+
+def test_figures_of_one_view_have_room_and_differences_a_line_at_zero():
+    predicted = answers({"resnet50-random-of-a-long-name": NATURAL, "adapted": (0.9, 0.9, 0.9)}, groups=10)
+    scores = scoring.evaluate(predicted, TASK, ranked=False)
+    boot = boot_of(predicted, 50)
+    summary = scoring.overview(scores, TASK, statistics.intervals(boot, ["percentile"]))
+    figure = figures.scores(summary, TASK.headline)
+    figure.draw_without_rendering()  # a warning, were the panel squeezed to nothing by its legend
+    held = [Pair("adapted", "a", "resnet50-random-of-a-long-name", "b")]
+    gained = adaptation.gains(boot, held, TASK, adaptation.PAPER)
+    low, high = figures.dot_figure(gained, "protocol", "difference", None).axes[0].get_ylim()
+    assert low <= 0 < gained["low"].min() < high
+    figures.plt.close("all")

@@ -47,7 +47,7 @@ def test_the_form_of_a_notebook(path):
 def test_a_committed_notebook_is_an_executed_demo_run(path):
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert 'study = "demo' in code[0].source  # 10 has a study of its own, demo-brain
+    assert 'study = "demo' in code[0].source  # 10 and 11 have a study of their own, demo-brain
     for cell in code:
         assert "papermill" not in cell.metadata
         for output in cell.outputs:
@@ -80,10 +80,11 @@ def test_the_command_line_prints_errors_without_a_traceback(tmp_path):
     assert done.returncode == 1
     assert "expected a study file" in done.stderr
     assert "Traceback" not in done.stderr
-    done = fpbench("run", "paper", FPBENCH_DATA=str(tmp_path))
-    assert done.returncode == 1
-    assert "fpbench fetch spain" in done.stderr
-    assert "Traceback" not in done.stderr
+    for words in (["paper"], ["brain"], ["brain", "--dry-run"]):
+        done = fpbench("run", *words, FPBENCH_DATA=str(tmp_path))
+        assert done.returncode == 1
+        assert "fpbench fetch spain" in done.stderr
+        assert "Traceback" not in done.stderr
     done = fpbench("audit", "africa", "--root", str(tmp_path))
     assert done.returncode == 1
     assert "African_planes_database.csv" in done.stderr
