@@ -186,7 +186,7 @@ def estimate(study: Study, name: str, pictures: int) -> dict[str, float]:
     plan = study.pretraining[name]
     spec = replace(study.encoder_spec(plan.start), weights="random", ignore=[])
     encoder = loading.load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), plan.start)
-    count = plan.objective.batch if encoder.device.type == "cuda" else 2
+    count = plan.objective.batch if encoder.device.type == "cuda" else min(8, plan.objective.batch)
     small = replace(plan, epochs=1, objective=replace(plan.objective, batch=count, targets="centring"))
     model = Pair(encoder, plan.objective.prototypes_for(pictures), small.objective, 0)
     side = plan.views.cache
