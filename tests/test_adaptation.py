@@ -204,6 +204,9 @@ def test_every_adapted_encoder_is_held_against_natural_images_its_start_and_its_
     assert (named["scratch"], named["other"]) == ("adapted from random weights", "released weights")
     artifacts.write_json(results.missing_file(study), {"natural/probing": "lost"})
     assert [one.other for one in adaptation.pairs(study)] == ["random", "adapted"]
+    assert [one.encoder for one in adaptation.firsts(adaptation.pairs(study))] == [
+        "scratch"
+    ]  # a leak alone claims nothing
 
 
 def test_a_transductive_arm_says_so_in_every_row_and_sentence(study):
