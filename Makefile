@@ -33,8 +33,9 @@ test-slow: install  ## what takes longer: a real Slurm, the real sample's study,
 test-slurm: install  ## the grid through a real Slurm that is started here; needs root, and says so
 	$(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm/grid.py
 
-notebooks: install  ## execute the demo anew and rewrite the committed notebooks, their reference and figures/
+notebooks: install  ## execute the demos anew and rewrite the committed notebooks, their reference and figures/
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo-brain --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/python tools/notebooks.py
 	$(MAKE) figures
 

@@ -74,6 +74,7 @@ def test_the_page_holds_what_was_made_and_names_what_was_not(study):
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert "usfm-mini is better than nothing." in page.text
     assert "Table gap_steps was not made in this run." in page.text
+    assert "What adaptation is worth" not in page.text  # this study has no adapted encoder
     assert "Not run: linear probing, ridge probe" in page.text
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 3

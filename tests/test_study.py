@@ -23,7 +23,7 @@ def write(tmp_path, **changes):
 
 def test_every_shipped_study_loads():
     names = sorted(file.stem for file in (paths.home() / "studies").glob("*.yaml"))
-    assert {"sample", "sample-brain", "paper"} <= set(names)
+    assert {"sample", "sample-brain", "sample-adapt", "sample-adapt-smoke", "paper", "brain"} <= set(names)
     for name in names:
         study = load_study(name)
         assert study.name == name

@@ -133,7 +133,7 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
     groups |= {"missing": {"missing results": missing}, "missing probing": {"missing results": probed}}
     groups |= key_parts(study)
     for row in rows():
-        if row["rule"] == "cross_population" and len(study.cohorts) < 2:
+        if not _called_for(study, row["rule"]):
             continue
         for given in _wildcards(study, row):
             encoder = given["encoder"]
@@ -147,6 +147,13 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
             own = given["pretraining"] if "{pretraining}" in row["job"] else ""
             found[name] = Job(name, study.folder, output, needs, parts, encoder, given["mode"], own)
     return found
+
+
+def _called_for(study: Study, rule: str) -> bool:
+    """Return whether a study has what a kind of job is about: two populations, or an adapted encoder."""
+    if rule == "cross_population":
+        return len(study.cohorts) > 1
+    return rule != "adaptation" or any(spec.pretraining for spec in study.encoders)
 
 
 def _wildcards(study: Study, row: dict) -> list[dict[str, str]]:

@@ -256,7 +256,7 @@ def legend(axes: list[Axes], columns: int) -> None:
 def scores(summary: pd.DataFrame, ylabel: str) -> Figure:
     """Draw the mean over the fold models with its interval, one panel per view; ``scoring.overview`` with intervals."""
     table, views = summary.rename(columns={"mean": "value"}).replace({"protocol": titles()}), summary["view"].unique()
-    figure, axes = panels(len(views), 2.3, 3.4, 5)
+    figure, axes = panels(len(views), 2.3 if len(views) > 1 else 4, 3.4, 5)  # one alone has the legend beside it
     protocols = [name for name in titles().values() if name in set(table["protocol"])]
     for place, (ax, view) in enumerate(zip(axes, views, strict=True)):
         dots(table[table["view"] == view], "protocol", ax, protocols)
@@ -285,9 +285,11 @@ def class_scores(scores: pd.DataFrame, task: Task) -> Figure:
 def dot_figure(table: pd.DataFrame, column: str, ylabel: str, ylim: tuple | None = (0, 1.02)) -> Figure:
     """Draw ``dots`` in a figure of their own, with a line at 0 where the axis is free (``ylim`` None)."""
     figure, ax = plt.subplots(figsize=(6.7, 3))
-    dots(table, column, ax).set(ylabel=ylabel, ylim=ylim)
+    dots(table, column, ax).set(ylabel=ylabel)
     if ylim is None:
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+    else:
+        ax.set_ylim(ylim)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
