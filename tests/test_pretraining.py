@@ -809,7 +809,7 @@ def test_the_study_of_the_second_system_goes_through_and_says_what_it_found(demo
     (row,) = pairs[pairs["encoder"].isin(two) & pairs["other"].isin(two)].to_dict("records")
     sign = 1 if row["encoder"] == "resnet50-adapted" else -1
     said = artifacts.read_json(next((demo_brain / "findings").glob("11*.json")))["lines"][0]
-    assert f"minus resnet50-random (random weights) {sign * row['difference']:+.3f}" in said
+    assert f"minus resnet50-random (random weights) {sign * row['value']:+.3f}" in said
 
 
 @pytest.mark.slow

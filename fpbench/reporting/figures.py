@@ -171,7 +171,7 @@ def views(wide: np.ndarray, local: np.ndarray) -> Figure:
         edge = picture.shape[-1] / largest
         inner = ax.inset_axes((0.5 - edge / 2, 0.5 - edge / 2, edge, edge))
         inner.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        inner.set(xticks=[], yticks=[])
+        inner.set_axis_off()
     return figure
 
 
