@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import stat
 
@@ -228,10 +229,14 @@ def test_what_a_killed_process_left_is_cleared_up_and_what_is_in_use_is_not(tmp_
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     with sockets.folder() as (mine, _):
         (dead := mine.with_name(f"{mine.name}dead")).mkdir()
-        (dead / sockets.OWNED).touch()
+        (dead / sockets.OWNED).write_text(str(2**22 + 1))  # beyond the largest number of a process
+        (lives := mine.with_name(f"{mine.name}lives")).mkdir()  # of a process that got no lock
+        (lives / sockets.OWNED).write_text(str(os.getpid()))
         (other := mine.with_name(f"{mine.name}other")).mkdir()  # none of these
         with sockets.folder():
             assert mine.exists()
             assert not dead.exists()
+            assert lives.exists()
             assert other.exists()
     other.rmdir()
+    shutil.rmtree(lives)

@@ -1,6 +1,7 @@
 """Folders whose names are short enough for a socket: 107 bytes on Linux, 103 on macOS, whatever TMPDIR is.
 
-Each holds a file that its owner locks: what a killed process left is told from what is in use, and cleared up by the next one.
+Each holds a file that its owner locks and that names it: what a killed process left is told from what is in use, also by one that had no
+locks, and cleared up by the next one.
 """
 
 import fcntl
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 LONGEST = 103 - len(b"/kernel-ipc-5")  # bytes of a folder, of which the kernel has five sockets and the fork server one
 OTHERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -32,9 +35,11 @@ def folder() -> Iterator[tuple[Path, bool]]:
                 raise
             continue
         _collect(Path(place))
-        with made as found, open(Path(found, OWNED), "wb") as handle:
-            with suppress(OSError):  # no locks: then it is nobody's, and cleared up by hand
+        with made as found, open(Path(found, OWNED), "w", encoding="utf-8") as handle:
+            with suppress(OSError):  # no locks: then the number alone says whose it is
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle.write(str(os.getpid()))
+            handle.flush()
             yield Path(found), place in short
             return
 
@@ -47,8 +52,9 @@ def is_short(place: str) -> bool:
 def _collect(place: Path) -> None:
     """Delete such folders of ours whose owner has been killed."""
     for old in place.glob("fpbench*"):
-        with suppress(OSError):  # somebody else's, in use, or none of these
+        with suppress(OSError, ValueError):  # somebody else's, in use, not yet anybody's, or none of these
             if old.stat().st_uid == os.getuid():
                 with open(old / OWNED, "r+b") as handle:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(old, ignore_errors=True)
+                    if not psutil.pid_exists(int(handle.read())):
+                        shutil.rmtree(old, ignore_errors=True)
