@@ -67,8 +67,11 @@ def run(
     Raises
     ------
     InputError
-        ``extra`` begins with what is no job.
+        ``extra`` begins with what is no job; or the results lie where Snakemake finds nothing.
     """
+    if {"{", "}"} & {*str(study.folder)}:
+        taken = "which Snakemake takes for wildcards: name another with FPBENCH_RESULTS"
+        raise InputError(f"{study.folder}: expected a results folder without braces in its path, {taken}")
     only = [study.encoder_spec(name).name for name in only]
     cluster = bool(_profile(extra).get("executor"))
     cores = max(1, workers) * study.threads if cluster else _held(workers, study.threads)
