@@ -112,6 +112,36 @@ def umask(request):
     os.umask(before)
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_no_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    asked, first = sharing.Path.is_dir, []
+
+    def is_dir(path):
+        if path.name == "x" and not first:
+            first.append(path)
+            return False  # it is made now
+        return asked(path)
+
+    monkeypatch.setattr(sharing.Path, "is_dir", is_dir)
+    sharing.make_folder(tmp_path / "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file'$"):
+        sharing.make_folder(tmp_path / "file" / "deep" / "er")
+
+
+def test_a_cache_in_a_folder_that_is_hidden_from_us_is_not_writable(tmp_path):
+    (hidden := tmp_path / "hidden").mkdir()
+    hidden.chmod(0)
+    before = os.getresuid()
+    try:
+        if not before[1]:  # root sees everything
+            os.setresuid(65534, 65534, 0)
+        assert not sharing.is_writable(hidden / "cache" / "images")
+    finally:
+        os.setresuid(*before)
+        hidden.chmod(0o700)
+
+
 @pytest.mark.parametrize("mode", [0o2775, 0o775, 0o2770, 0o755, 0o700, 0o777, 0o1777], ids=oct)
 def test_what_is_made_in_a_shared_folder_is_as_open_as_it_is(tmp_path, umask, mode):
     (folder := tmp_path / "f").mkdir()

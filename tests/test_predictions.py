@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +152,15 @@ def test_views_and_scores(frame):
         headline["value"].xs("shared", level="rule")
         >= headline["value"].xs("open", level="rule").reindex(headline["value"].xs("shared", level="rule").index)
     ).all()
+
+
+def test_what_the_rule_changes_is_a_span_only_where_there_are_several_encoders(frame):
+    (one,) = scoring.findings(scoring.evaluate(frame, TASK), TASK)
+    assert re.search(r"changes macro F1 there by [+-]0\.\d{3}: the rule", one)
+    logits = TASK.columns()
+    other = frame.assign(encoder="other", **dict(zip(logits, -frame[logits].to_numpy().T, strict=True)))
+    (both,) = scoring.findings(scoring.evaluate(pd.concat([frame, other]), TASK), TASK)
+    assert re.search(r"there by [+-]0\.\d{3} to [+-]0\.\d{3}: the rule", both)
 
 
 def test_a_country_without_a_class_is_scored_on_those_it_has(frame):

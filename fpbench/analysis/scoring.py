@@ -230,7 +230,8 @@ def findings(scores: pd.DataFrame, task: Task) -> list[str]:
     rules = abroad.pivot(index=["population", "encoder"], columns="rule", values="mean").reindex(columns=metrics.RULES)
     lines = []
     for population, change in (rules["shared"] - rules["open"]).dropna().groupby("population", sort=False):
-        found = f"changes {task.headline} there by {change.min():+.3f} to {change.max():+.3f}"
+        span = dict.fromkeys(f"{value:+.3f}" for value in (change.min(), change.max()))  # one encoder has one number
+        found = f"changes {task.headline} there by {' to '.join(span)}"
         where = f"Restricting the answers to the classes that {population.capitalize()} has"
         lines.append(f"{where} {found}: the rule must be named with every score.")
     return lines

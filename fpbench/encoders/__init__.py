@@ -6,6 +6,7 @@ catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or any model of a libra
 ``"hf:NAME"``); ``register_encoder`` adds one of your own.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -243,7 +244,7 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
-            fetches = (weights == "hub" or family == "hf") and not Path(architecture).exists()
+            fetches = (weights == "hub" or family == "hf") and not os.path.exists(architecture)
             with transfer.hub() if fetches else nullcontext():
                 adapter = import_module(f"fpbench.encoders.adapters.{family}")
                 plan = adapter.plan(architecture, weights, pooling, options, ignore, prefix)

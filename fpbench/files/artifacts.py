@@ -38,38 +38,34 @@ def file_sha256(path: Path) -> str:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends well, and vanishes when it does not."""
-    sharing.make_folder(path.parent)
-    _collect_orphans(path)
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        sharing.share(temporary)
-        os.replace(temporary, path)
-        _fsync_folder(path.parent)
-    except OSError as error:
-        if error.errno is None:  # numpy's word for a short write
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        try:
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            sharing.share(temporary)
+            os.replace(temporary, path)
+            _fsync_folder(path.parent)
+        except OSError as error:
+            if error.errno is None:  # numpy's word for a short write
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` for a folder that no other process uses; what lies there at the end is deleted."""
+    """Yield a path beside ``path`` that no other process uses; the file or folder that lies there at the end is deleted."""
     sharing.make_folder(path.parent)
     _collect_orphans(path)
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _delete(temporary)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+def _delete(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _collect_orphans(path: Path) -> None:
@@ -79,7 +75,7 @@ def _collect_orphans(path: Path) -> None:
             os.kill(int(orphan.name.split(".")[-3]), 0)  # asks whether the process lives
         except ProcessLookupError:
             with suppress(OSError):  # in a folder of somebody else
-                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink(missing_ok=True)
+                _delete(orphan)
         except (PermissionError, ValueError):
             pass  # it lives, and is another user's; or it is no file of ours
 

@@ -125,7 +125,7 @@ def share_tree(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are not there."""
     if not folder.is_dir():
-        if folder.exists():
+        if folder.exists() and not folder.is_dir():  # else another process has just made it
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ def make_folder(folder: Path) -> None:
 
 def is_writable(folder: Path) -> bool:
     """Return whether we may make files in a folder, or in the nearest above it that is there."""
-    while not folder.exists():
+    while not os.path.exists(folder):  # false too where it is hidden from us
         folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)
 

@@ -224,13 +224,10 @@ class _Problem:
             ray = np.array([_dot(G, D), *(lam * _dot(U[..., :-1], D[..., :-1]) for U in (W, D))])
             a, loss, M = self.search(Z, Zd, R, Y, ray)
             steps[heads] += 1
-            a, old = self.cast(a)[:, None, None], G
-            D *= a  # in place: the logits are too large to be laid out anew in every iteration
-            Zd *= a
-            Z += Zd
-            W = W + D
+            a = self.cast(a)[:, None, None]
+            W, Z, old = W + a * D, Z + a * Zd, G
             G = self.gradient(R, W, lam)
-            pairs.add(D, G - old)
+            pairs.add(a * D, G - old)
 
     def cast(self, a: np.ndarray) -> np.ndarray:
         """Return an array in the working precision."""
@@ -263,8 +260,7 @@ class _Problem:
         for s in _cuts(Z):
             ends, slopes = np.array([0 * a[s], 0 * a[s] + np.inf]), np.array([slope[s], 0 * slope[s]])
             for _ in range(TRIALS):
-                np.multiply(self.cast(a[s])[:, None, None], Zd[s], out=R[s])
-                R[s] += Z[s]
+                R[s] = Z[s] + self.cast(a[s])[:, None, None] * Zd[s]
                 loss[s], M[s] = _residuals(R[s], Y)
                 now = _dot(R[s], Zd[s]) / len(self.A) + linear[s] + a[s] * square[s]
                 bad = (np.abs(now) > SIGMA * np.abs(slope[s])) & (slope[s] < 0)
