@@ -119,25 +119,29 @@ class Pretrainer(Run):
         return self.make_steps([Batch(rows) for rows in order.reshape(self.steps, -1)], stop, progress)
 
     def step(self, pictures: Tensor, batch: Batch) -> Tensor:
-        """Make one step: views, what the teacher says, what the student says, the three losses; return TERMS."""
+        """Make one step, everything random of it drawn from its seed; return TERMS."""
         seed = number(self.plan.seed, self.state.epoch, self.state.step)
+        self.sow(seed)
+        wide, local = self.show(pictures, seed)
+        return self.compare(wide, local, self.hide(len(wide), seed), seed)
+
+    def show(self, pictures: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Return global views (2 B, 3, S, S) and local ones of pictures, as the network takes them."""
+        wide, local = self.maker(pictures, views.draw(self.settings, len(pictures), seed))
+        return self.model.encoder.standardise(wide), self.model.encoder.standardise(local)
+
+    def compare(self, wide: Tensor, local: Tensor, mask: Tensor | None, seed: int) -> Tensor:
+        """Learn from views: what the teacher says, what the student says, the three losses; return TERMS."""
         done = (self.state.epoch * self.steps + self.state.step) / (self.plan.epochs * self.steps)
         self.set_rates(done)
-        self.sow(seed)
-        numbers = views.draw(self.settings, len(pictures), seed)
-        wide, local = map(self.model.encoder.standardise, self.maker(pictures, numbers))
-        mask = self.hide(len(wide), seed)
         targets, patch_targets = self.teach(wide, mask, done)
         with self.model.encoder.autocast(self.bf16):
             features, said, patches = self.answer(wide, local, mask, seed)
-        count, tau = len(pictures), self.aim.student_temperature
+        count, tau = len(wide) // views.GLOBAL, self.aim.student_temperature
         dino = losses.dino(said.view(-1, count, said.shape[-1]), targets.view(views.GLOBAL, count, -1), tau)
         ibot = losses.ibot(patches, patch_targets, mask, tau) if mask is not None else dino.new_zeros(())
-        koleo = (
-            torch.stack([losses.koleo(view) for view in features.chunk(views.GLOBAL)]).sum()
-            if self.aim.koleo
-            else dino * 0
-        )
+        spread = [losses.koleo(view) for view in features.chunk(views.GLOBAL)] if self.aim.koleo else [dino * 0]
+        koleo = torch.stack(spread).sum()
         total = self.aim.dino * dino + self.aim.ibot * ibot + self.aim.koleo * koleo
         self.learn(total, done)
         return torch.stack([total, dino, ibot, koleo]).detach()
