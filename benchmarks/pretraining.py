@@ -97,7 +97,9 @@ def main() -> None:
     made.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device in bf16")
     args = made.parse_args()
     views = Views(cache=args.side * 10 // 7, size=args.side, local_size=args.local)
-    plan = Pretraining("", [CorpusSpec(name="noise")], epochs=10_000, views=views, objective=Objective(batch=args.batch))
+    plan = Pretraining(
+        "", [CorpusSpec(name="noise")], epochs=10_000, views=views, objective=Objective(batch=args.batch)
+    )
     with pinned(args.threads if device().type == "cpu" else torch.get_num_threads()):
         found = []
         for name in args.encoders:

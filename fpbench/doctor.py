@@ -156,7 +156,7 @@ def _weights(study: Study, spec: EncoderSpec, full: bool) -> tuple[str, str]:
     found = fetch.sha256(path, full, remember=False)
     origins = {fetch.compare(spec.model, path, found, lock) for lock in (study.folder / "weights.lock.json", None)}
     known = " and ".join(sorted(origins - {""})) or "to be pinned on first use"
-    return "ok", f"{path.name}, SHA-256 {found[:12]}, {known}; licence {entry.licence}"
+    return "ok", f"{path.name}, SHA-256 {found[:12]}, {known}; licence {fetch.entry(spec.model)[0].licence}"
 
 
 def _facts(spec: EncoderSpec) -> tuple[catalogue.Entry | None, images.Geometry, int, float]:

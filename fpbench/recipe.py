@@ -106,6 +106,7 @@ class Objective:
     prototypes: int = 0  # 0: by the size of the corpus, 1,024 up to 20,000 pictures
     hidden: int = 2048  # width of the head
     bottleneck: int = 256  # numbers before the prototypes
+    head_batchnorm: bool = False  # in the head: few steps of a network that knows nothing begin to learn at once
     targets: str = "centring"  # centring | sinkhorn
     student_temperature: float = 0.1
     temperature: list[float] = field(

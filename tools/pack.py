@@ -65,7 +65,9 @@ def pack(study: Study, limit: int) -> tuple[bytes, int, int]:
                 archive.writestr(path.resolve().relative_to(base).as_posix(), content, zipfile.ZIP_STORED)
         if len(held.getvalue()) <= limit:
             return held.getvalue(), side, len(pictures)
-    raise InputError(f"expected at most {limit:,} bytes, found {len(held.getvalue()):,} with sides of {SIDES[-1]} pixels")
+    raise InputError(
+        f"expected at most {limit:,} bytes, found {len(held.getvalue()):,} with sides of {SIDES[-1]} pixels"
+    )
 
 
 def main() -> None:

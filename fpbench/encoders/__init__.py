@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fpbench.encoders import catalogue
+from fpbench.encoders import catalogue, miniatures
 from fpbench.encoders.catalogue import Entry
 from fpbench.errors import InputError
 from fpbench.files import transfer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # each a module with ``plan(architecture, weights, pooling, options, ignore, prefix) -> Plan``
 FAMILIES = ("timm", "open_clip", "hf")
-MINI = "-mini"  # of a catalogue name: the same code, a few thousand random numbers
+MINI = "-mini"  # of a catalogue name: the same code, some ten thousand numbers
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def load_encoder(
         ``"timm:resnet50.a1_in1k"``.
     weights
         A file (.safetensors, .pth, .pt, .bin); ``"hub"``: for the catalogue the file that ``fpbench fetch weights`` or you
-        have put below FPBENCH_WEIGHTS, for a family the library's own download; or ``"random"`` (``seed`` says which).
+        have put below FPBENCH_WEIGHTS, for a miniature the one that is shipped, for a family the library's own download; or ``"random"`` (``seed`` says which).
     name
         What to call it in tables; default ``model``.
     geometry, mean, std, pooling
@@ -321,12 +321,15 @@ def _fill(plan: Plan, model: str, weights: str, seed: int, ignore: tuple[str, ..
     if weights == "random" or (weights == "hub" and ":" in model):
         return Weights("random", f"seed {seed}", tensors_sha256(plan.module), "none")
     path, ignored, notes = locate(model) if weights == "hub" else Path(weights), plan.ignored, plan.notes
+    licence, saw = plan.licence, {}
     if plan.layouts:
         content = opened(path, prefix)
         layouts = (OWN,) if is_own(plan.module, content.tensors) else plan.layouts
         left_out, resized = fill(plan.module, content.tensors, layouts, ignore, f"{name} from {path}")
         ignored, notes = (*left_out, *content.ignored), (*content.notes, *resized, *notes)
-    return Weights("file", path.name, tensors_sha256(plan.module), plan.licence, file_sha256(path), ignored, notes)
+    if drawn := miniatures.note(path):
+        licence, notes, saw = miniatures.LICENCE, (drawn, *notes), {"spain": "no", "africa": "no"}
+    return Weights("file", path.name, tensors_sha256(plan.module), licence, file_sha256(path), ignored, notes, saw)
 
 
 def register_encoder(

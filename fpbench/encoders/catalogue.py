@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Source:
     """Where a weights file is published."""
 
-    kind: str  # hub | drive | drive-folder | url
+    kind: str  # hub | drive | drive-folder | url | package (shipped with fpbench)
     address: str  # repository, file id, folder id, URL
     file: str  # name under <weights>/<encoder>/
     size: int | None = None  # bytes
@@ -39,6 +39,7 @@ class Source:
             "drive": f"https://drive.google.com/file/d/{self.address}/view",
             "drive-folder": f"https://drive.google.com/drive/folders/{self.address}",
             "url": self.address,
+            "package": "shipped with fpbench",
         }[self.kind]
 
 

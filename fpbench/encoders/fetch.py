@@ -8,11 +8,13 @@ import html
 import re
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin
 
+from fpbench.encoders import miniatures
 from fpbench.encoders.catalogue import Entry, Source, find
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths, sharing, transfer
@@ -24,7 +26,8 @@ QUOTA = re.compile("quota exceeded|too many users have viewed or downloaded", re
 
 def path_of(name: str) -> Path:
     """Return where the weights file of an encoder lies, or shall lie."""
-    return paths.weights() / name / _entry(name)[1].file
+    source = entry(name)[1]
+    return miniatures.FOLDER / source.file if source.kind == "package" else paths.weights() / name / source.file
 
 
 def fetch(name: str) -> Path:
@@ -38,8 +41,8 @@ def fetch(name: str) -> Path:
         The address holds no such file.
     """
     paths.trust()
-    (entry, source), path = _entry(name), path_of(name)
-    print(f"{name}: {source.url}\n  licence: {entry.licence}; gated: {entry.gated}")
+    (about, source), path = entry(name), path_of(name)
+    print(f"{name}: {source.url}\n  licence: {about.licence}; gated: {about.gated}")
     with artifacts.lock(path):
         if not path.is_file():
             revision = _transfer(name, source, path)
@@ -72,13 +75,16 @@ def locate(name: str, lock: Path | None = None) -> Path:
     if not path.is_file():
         how = f"run `fpbench fetch weights {name}`\n{by_hand(name)}"
         raise MissingError(f"expected the weights of {name} at {path}, found nothing: {how}")
-    record(name, path, lock)
+    if entry(name)[1].kind == "package":
+        compare(name, path, sha256(path))
+    else:
+        record(name, path, lock)
     return path
 
 
 def by_hand(name: str) -> str:
     """Return what to do where fetching is not possible."""
-    _, source = _entry(name)
+    _, source = entry(name)
     return f"By hand: open {source.url}, accept what it asks, and save {source.file} as {path_of(name)}"
 
 
@@ -87,12 +93,12 @@ def record(name: str, path: Path, lock: Path | None = None, revision: str = "") 
 
     A line of the lock holds file, size, sha256, licence, source, revision, pinned (time).
     """
-    (entry, source), lock, found = _entry(name), _lock(lock), sha256(path)
+    (about, source), lock, found = entry(name), _lock(lock), sha256(path)
     with artifacts.lock(lock):
         compare(name, path, found, lock)
         pinned = _pinned(lock)
         if name not in pinned:
-            line = {"file": path.name, "size": path.stat().st_size, "sha256": found, "licence": entry.licence}
+            line = {"file": path.name, "size": path.stat().st_size, "sha256": found, "licence": about.licence}
             line |= {"source": source.url, "revision": revision or source.revision}
             line["pinned"] = datetime.now(UTC).isoformat(timespec="seconds")
             artifacts.write_json(lock, {**pinned, name: line})
@@ -106,7 +112,7 @@ def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
     InputError
         The catalogue or the lock says another.
     """
-    (_, source), lock = _entry(name), _lock(lock)
+    (_, source), lock = entry(name), _lock(lock)
     known = source.sha256 if source.confirmed else ""
     expected = known or _pinned(lock).get(name, {}).get("sha256", "")
     origin = "published under this name" if known else f"pinned in {lock}" if expected else ""
@@ -142,12 +148,14 @@ def sha256(path: Path, full: bool = False, remember: bool = True) -> str:
     return found
 
 
-def _entry(name: str) -> tuple[Entry, Source]:
-    """Return an encoder of the catalogue, and where its weights are published."""
-    entry, mini = find(name)
-    if mini or entry.source is None:
+def entry(name: str) -> tuple[Entry, Source]:
+    """Return an encoder of the catalogue, and where its weights are; of a miniature: those that are shipped."""
+    found, mini = find(name)
+    if mini:
+        return replace(found, licence=miniatures.LICENCE, gated="no"), miniatures.source(found.name)
+    if found.source is None:
         raise InputError(f"{name} has no published weights: use weights='random' or a file")
-    return entry, entry.source
+    return found, found.source
 
 
 def _transfer(name: str, source: Source, path: Path) -> str:

@@ -34,7 +34,12 @@ VERSION = 1  # raise it whenever a byte of the output changes
 
 
 def ensure(
-    root: str | Path, kind: str, seed: int = 0, patients: int | None = None, causes: Iterable[str] = CAUSES
+    root: str | Path,
+    kind: str,
+    seed: int = 0,
+    patients: int | None = None,
+    causes: Iterable[str] = CAUSES,
+    only: str = "",
 ) -> dict:
     """Return the manifest of the phantom cohort in ``root``, writing the cohort if it is absent or another one.
 
@@ -44,15 +49,15 @@ def ensure(
         Its folder. One that holds anything but a phantom cohort is refused, never replaced.
     kind
         ``"spain"`` or ``"africa"``.
-    seed, patients, causes
-        As of `spain_entries` and `africa_entries`; ``causes`` concern Africa only.
+    seed, patients, causes, only
+        As of `spain_entries` and `africa_entries`; ``causes`` concern Africa only, ``only`` Spain.
 
     Raises
     ------
     InputError
         Unknown kind or cause, or the folder holds something else.
     """
-    root, (manifest, entries) = Path(root), _plan(kind, seed, patients, causes)
+    root, (manifest, entries) = Path(root), _plan(kind, seed, patients, causes, only)
     if _holds(root, manifest):  # without a lock: others may share the folder who cannot write there
         return manifest
     with lock(root), beside(root) as new, beside(root) as old:  # renamed at the end: whole or absent, also after a kill
@@ -70,9 +75,9 @@ def ensure(
     return manifest
 
 
-def is_drawn(root: Path, kind: str, seed: int = 0, patients: int | None = None) -> bool:
+def is_drawn(root: Path, kind: str, seed: int = 0, patients: int | None = None, only: str = "") -> bool:
     """Return whether the folder holds the phantom that `ensure` would leave there; InputError if it would refuse."""
-    return _holds(root, _plan(kind, seed, patients)[0])
+    return _holds(root, _plan(kind, seed, patients, only=only)[0])
 
 
 def planted(root: str | Path) -> list[tuple[str, str]]:
@@ -80,14 +85,17 @@ def planted(root: str | Path) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads((Path(root) / "phantom.json").read_text(encoding="utf-8"))["planted"]]
 
 
-def _plan(kind: str, seed: int, patients: int | None, causes: Iterable[str] = CAUSES) -> tuple[dict, list[Entry]]:
+def _plan(
+    kind: str, seed: int, patients: int | None, causes: Iterable[str] = CAUSES, only: str = ""
+) -> tuple[dict, list[Entry]]:
     """Return the manifest that a cohort must have, and its images."""
     if kind not in KINDS:
         raise InputError(f"unknown phantom cohort {kind!r}: expected 'spain' or 'africa'")
     patients = patients or KINDS[kind]["patients"]
     manifest = {"version": VERSION, "kind": kind, "seed": seed, "patients": patients}
     if kind == "spain":
-        entries = spain_entries(seed, patients)
+        entries = spain_entries(seed, patients, only)
+        manifest |= {"only": only} if only else {}
     else:
         entries = africa_entries(seed, patients, frozenset(causes))
         manifest["causes"] = sorted(causes)
@@ -149,7 +157,6 @@ SOURCES = (
     _source(spain.SOURCE, "spain", spain_entries()),
     _source(africa.SOURCE, "africa", africa_entries()),
 )
-# of another seed, so that nobody of it is in the demo's, and first drawn when the recipe of demo-brain was fixed (that was sought on seed 1);
-# enough brains of every plane to watch
-LARGER = {"seed": 2, "patients": 150}
-BRAIN = _source(spain.SOURCE, "spain", spain_entries(**LARGER), "brain", **LARGER)
+# brains alone; of another seed, so that nobody of it is in the demo's, and first drawn when the recipe of demo-brain was fixed
+BRAINS: dict[str, Any] = {"seed": 3, "patients": 500, "only": "tvcb"}
+BRAIN = _source(spain.SOURCE, "spain", spain_entries(**BRAINS), "brain", **BRAINS)

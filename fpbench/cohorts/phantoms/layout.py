@@ -27,12 +27,13 @@ class Entry(NamedTuple):
     tints: tuple[float, ...] = ()  # of red, green and blue; none: a grey file
 
 
-def spain_entries(seed: int = 0, patients: int = KINDS["spain"]["patients"]) -> list[Entry]:
+def spain_entries(seed: int = 0, patients: int = KINDS["spain"]["patients"], only: str = "") -> list[Entry]:
     """Return the images of phantom Spain, in table order; ``patients`` in each half, odd numbers train.
 
-    From 20 on, more patients change no entry (with fewer, the pair that crosses the halves may be another).
+    From 20 on, more patients change no entry (with fewer, the pair that crosses the halves may be another). ``only``: letters of the
+    planes that are drawn, with the ``t`` and ``v`` that the pair is taken from; of the others there is nothing. Default: all.
     """
-    entries = [entry for n in range(1, 2 * patients + 1) for entry in _spanish_patient(seed, n)]
+    entries = [entry for n in range(1, 2 * patients + 1) for entry in _spanish_patient(seed, n, only)]
     twins = [j for j, (_, _, letters, *s10) in enumerate(MENU[:patients]) if letters[0] in "tv" and not s10]
     if twins:
         j = int(rng(seed, "spain", "twins").choice(twins))
@@ -41,9 +42,12 @@ def spain_entries(seed: int = 0, patients: int = KINDS["spain"]["patients"]) -> 
     return entries
 
 
-def _spanish_patient(seed: int, n: int) -> Iterator[Entry]:
+def _spanish_patient(seed: int, n: int, only: str = "") -> Iterator[Entry]:
     """Yield the images of one patient; in some, the last of several images of a plane is a copy of the first."""
     machine, operator, letters, *s10 = MENU[(n - 1) // 2 % len(MENU)]
+    letters = "".join(letter for letter in letters if letter in (only or letter))
+    if not letters:
+        return
     train = n % 2
     if s10 and not train:
         machine, operator = "Voluson S10", "Other"

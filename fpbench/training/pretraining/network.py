@@ -24,11 +24,12 @@ from fpbench.training.pretraining.masks import Masking
 class Head(nn.Module):
     """Three layers, a bottleneck of length 1, and the cosine with each prototype: (B, D) to (B, K)."""
 
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, batchnorm: bool = False) -> None:
         super().__init__()
         widths = (dim, hidden, hidden, bottleneck)
         linear = [nn.Linear(one, other) for one, other in pairwise(widths)]
-        self.mlp = nn.Sequential(linear[0], nn.GELU(), linear[1], nn.GELU(), linear[2])
+        inner = [[nn.BatchNorm1d(hidden), nn.GELU()] if batchnorm else [nn.GELU()] for _ in range(2)]
+        self.mlp = nn.Sequential(linear[0], *inner[0], linear[1], *inner[1], linear[2])
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         for weight in (*(layer.weight for layer in linear), self.prototypes):
             nn.init.trunc_normal_(weight, std=0.02)
@@ -68,7 +69,7 @@ class Pair(nn.Module):
         self.encoder, self.objective = encoder, objective
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = Head(encoder.dim, objective.hidden, objective.bottleneck, prototypes)
+            head = Head(encoder.dim, objective.hidden, objective.bottleneck, prototypes, objective.head_batchnorm)
         body = any_size(copy.deepcopy(encoder.module))
         self.student, self.teacher = (Branch(copy.deepcopy(body), copy.deepcopy(head)) for _ in range(2))
         self.teacher.requires_grad_(False)
@@ -78,6 +79,8 @@ class Pair(nn.Module):
         self.register_buffer("begun", torch.zeros(2, dtype=torch.bool))
         self.frozen = objective.batchnorm == "frozen"
         self.to(encoder.device).eval()
+        if not is_transformer(self.student.body):
+            self.to(memory_format=torch.channels_last)  # convolutions and pools are faster so
         if self.masking:
             self._fit_mask(self.masking)
 
@@ -100,12 +103,14 @@ class Pair(nn.Module):
         return self.masking.grid if self.masking else (0, 0)
 
     def train(self, mode: bool = True) -> "Pair":
-        """Switch to training: of the teacher only BatchNorm, which keeps statistics of its own; none of it if they are frozen."""
+        """Switch to training: of the teacher only BatchNorm, which keeps statistics of its own; of a network's none if they are frozen."""
         super().train(mode)
         self.teacher.eval()
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(mode and not self.frozen)
+        for branch in (self.student, self.teacher):
+            for part, live in ((branch.body, not self.frozen), (branch.head, True)):
+                for module in part.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.train(mode and live)
         return self
 
     def follow(self, momentum: float) -> None:

@@ -277,6 +277,9 @@ def fitting(model: Pair, settings: views.Views) -> views.Views:
 
 def exported(body: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a network as a plain file names them: without the ``trunk.`` of our adapters, so that timm reads them."""
-    found = {name.removeprefix("trunk."): tensor.detach().cpu().clone() for name, tensor in body.state_dict().items()}
+    found = {
+        n.removeprefix("trunk."): one.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for n, one in body.state_dict().items()
+    }
     assert len(found) == len(body.state_dict()), "two tensors of one name"
     return found

@@ -1,0 +1,106 @@
+"""The miniatures have learnt something: shipped, small, pinned, made again by one command; and what their pictures are worth."""
+
+import os
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fpbench import load_encoder, load_study, predictions
+from fpbench.analysis import claims, statistics
+from fpbench.encoders import facts, fetch, miniatures
+from fpbench.encoders.catalogue import published
+from fpbench.errors import InputError
+from fpbench.files import artifacts, paths
+
+NAMES = [entry.name for entry in published()]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return runpy.run_path(str(paths.home() / "tools" / "miniatures.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_miniature_is_shipped_small_and_pinned(name):
+    encoder = load_encoder(f"{name}-mini")
+    file = miniatures.FOLDER / f"{name}.safetensors"
+    assert encoder.weights.source == "file"
+    assert encoder.weights.file_sha256 == miniatures.pins()[name] == artifacts.file_sha256(file)
+    assert file.stat().st_size <= 300_000
+    assert encoder.weights.notes == (miniatures.NOTES[miniatures.CORPUS[name]],)
+    assert encoder.weights.licence == miniatures.LICENCE
+    assert facts([encoder])["saw spain"].tolist() == ["no"]
+    other = load_encoder(f"{name}-mini", "random")
+    assert other.weights.sha256 != encoder.weights.sha256
+
+
+def test_the_four_of_ultrasound_saw_ultrasound_and_no_other():
+    seen = {name for name, corpus in miniatures.CORPUS.items() if corpus == "ultrasound"}
+    assert seen == {"fetalclip", "usfm", "mofo", "ultrasam"}
+    assert set(miniatures.CORPUS) == set(miniatures.pins()) == set(NAMES)
+
+
+def test_another_file_under_a_miniatures_name_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "usfm.safetensors").write_bytes((miniatures.FOLDER / "usfm.safetensors").read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(miniatures, "FOLDER", tmp_path)
+    with pytest.raises(InputError, match="expected SHA-256"):
+        load_encoder("usfm-mini")
+
+
+def test_an_encoder_of_ones_own_has_no_shipped_miniature():
+    with pytest.raises(InputError, match="has no weights of its own"):
+        miniatures.source("mine")
+
+
+def test_textures_are_drawn_by_number_and_hold_no_two_alike(tool):
+    some = tool["textures"](12)
+    assert some.shape == (12, tool["SIDE"], tool["SIDE"])
+    assert some.dtype == np.uint8
+    assert np.array_equal(some[:5], tool["textures"](5))
+    assert len({picture.tobytes() for picture in some}) == 12
+    assert all(picture.std() > 5 for picture in some)
+
+
+def test_phantoms_that_are_learnt_from_are_nobodys_of_a_study(tool):
+    pictures, planes, halves = tool["ultrasound"]("squash", tool["DRAWN"][0], 2)
+    again, *_ = tool["ultrasound"]("squash", 0, 2)
+    assert len(pictures) == len(planes) == len(halves)
+    assert not {picture.tobytes() for picture in pictures} & {picture.tobytes() for picture in again}
+    assert len({0, tool["DRAWN"][0], tool["WATCHED"][0]}) == 3
+
+
+def test_the_same_bits_twice(tool):
+    pictures, threads = tool["textures"](64), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runs = [tool["learn"](load_encoder("usfm-mini", "random"), pictures, 0, epochs=2) for _ in range(2)]
+    finally:
+        torch.set_num_threads(threads)
+    start = load_encoder("usfm-mini", "random").module.state_dict()
+    for name, tensor in runs[0].items():
+        assert torch.equal(tensor, runs[1][name]), name
+    moved = [name for name, tensor in runs[0].items() if not torch.equal(tensor, start.get(f"trunk.{name}", tensor))]
+    assert len(moved) > 10
+
+
+@pytest.mark.slow
+def test_what_its_pictures_are_worth_to_a_miniature(tmp_path):
+    """The planted truth of the demo: a network that saw ultrasound beats the same one that saw textures, in linear probing."""
+    environment = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / "results")}
+    command = [sys.executable, "-m", "fpbench.cli", "run", "demo-origins", "--jobs", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = load_study("demo-origins")
+    files = sorted((tmp_path / "results" / "demo-origins" / "predictions").glob("*/logistic/fold*.parquet"))
+    boots = statistics.bootstraps(predictions.read(files, study.the_task), study.the_task)
+    pairs = statistics.of_all(statistics.differences, claims.primary(boots, study.the_task))
+    rows = pairs[pairs["metric"].eq(study.the_task.headline) & pairs["population"].eq("spain")]
+    two = ["usfm-ultrasound", "usfm-textures"]
+    (row,) = rows[rows["encoder"].isin(two) & rows["other"].isin(two)].to_dict("records")
+    sign = 1 if row["encoder"] == "usfm-ultrasound" else -1
+    assert min(sign * row["low"], sign * row["high"]) > 0, row
+    assert fetch.entry("usfm-mini")[1].kind == "package"
