@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fpbench.encoders import Encoder
+from fpbench.encoders.adapters.tower import Tower
 from fpbench.errors import InputError
 from fpbench.recipe import Objective
 from fpbench.training.adaptation import POSITIONS, DropPath, drop_paths, is_transformer, layers
@@ -55,7 +56,7 @@ class Branch(nn.Module):
         """Return embeddings (B, D) of normalised crops, and, if asked for, what the network says of their patches (B, N', C)."""
         if not patches:
             return self.body(x), None
-        tower = hasattr(self.body, "pool")
+        tower = isinstance(self.body, Tower)  # else of timm
         tokens = self.body.features(x) if tower else self.body.forward_features(x)
         pooled = self.body.pool(tokens) if tower else self.body.forward_head(tokens)
         return pooled, tokens.flatten(1, -2)
