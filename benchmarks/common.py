@@ -132,7 +132,7 @@ def machine() -> dict:
 def save(row: str, options: argparse.Namespace, entries: list[dict], **more) -> None:
     """Write a row's JSON; entries of an older file whose keys were not measured now stay, with their own date."""
     now = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "versions": versions()}
-    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    settings = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     fresh = [{**one, "settings": settings, **now} for one in entries]
     path = options.out
     old = json.loads(path.read_text())["entries"] if path.exists() else []

@@ -79,7 +79,7 @@ def test_the_demo_can_run_where_nothing_was_made_yet(tmp_path):
     assert max(map(len, lines)) <= 120
     assert "FAIL" not in done.stdout
     assert done.stdout.count("phantom, drawn on first use") == 2
-    assert done.stdout.count("random weights") == 7
+    assert done.stdout.count("shipped with fpbench") == 7
     assert not tree(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_a_study_that_cannot_run_says_so_in_json_with_a_remedy_for_each_red_line
 def test_a_study_that_is_not_there():
     done = run("nothing")
     assert done.returncode == 1
-    assert "the studies are demo" in done.stderr
+    assert "the studies are brain, demo" in done.stderr
 
 
 @pytest.mark.skipif(any(next(Path("/dev").glob(name), None) for name in doctor.GPUS), reason="torch must be asked")

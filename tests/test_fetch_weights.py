@@ -261,6 +261,12 @@ def test_a_gated_repository_and_a_hub_out_of_reach_say_what_to_do(server, monkey
 
 
 def test_what_has_no_published_weights_is_refused():
-    for name in ("usfm-mini", "nothing"):
-        with pytest.raises(InputError):
-            fetch.fetch(name)
+    with pytest.raises(InputError):
+        fetch.fetch("nothing")
+
+
+def test_what_is_shipped_is_there_and_is_pinned_in_no_lock(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FPBENCH_WEIGHTS", str(tmp_path / "weights"))
+    assert fetch.fetch("usfm-mini").is_file()
+    assert "shipped with fpbench" in capsys.readouterr().out
+    assert not (tmp_path / "weights").exists()

@@ -116,10 +116,13 @@ def compare(name: str, path: Path, found: str, lock: Path | None = None) -> str:
     known = source.sha256 if source.confirmed else ""
     expected = known or _pinned(lock).get(name, {}).get("sha256", "")
     origin = "published under this name" if known else f"pinned in {lock}" if expected else ""
+    if source.kind == "package":
+        origin = source.url
     if expected and found != expected:
         wrong = f"expected SHA-256 {expected} ({origin}), found {found}: another file, or a damaged one"
         want = f"if you want this one, name it in the study (weights: PATH), or delete {name} from the lock"
-        raise InputError(f"{path}: {wrong}. Move it away and fetch again; {want}")
+        how = "Install fpbench again" if source.kind == "package" else f"Move it away and fetch again; {want}"
+        raise InputError(f"{path}: {wrong}. {how}")
     return origin
 
 
