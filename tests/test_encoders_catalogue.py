@@ -295,6 +295,12 @@ def test_settings_that_cannot_be_are_refused():
         load_encoder("usmf")
 
 
+@pytest.mark.parametrize("model", ["timm:resnet18", "usfm-mini", "dinov3-mini", "resnet50-mini", "open_clip:ViT-B-32"])
+def test_an_option_that_the_architecture_does_not_take_is_named(model):
+    with pytest.raises(InputError, match=r"expected what the architecture takes, found options .*wings"):
+        load_encoder(model, "random", options={"wings": 2})
+
+
 def test_everything_an_embedding_depends_on_is_in_its_identity():
     plain = load_encoder("dinov3-mini", "random")
     changed = (

@@ -7,8 +7,8 @@ catalogue (``"usfm"``), its miniature (``"usfm-mini"``), or any model of a libra
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import import_module
@@ -241,7 +241,7 @@ def load_encoder(
             f"{name or model}: prefix={prefix!r} is of the names in a file: expected weights: FILE, found {weights}"
         )
     whole = weights != "random" and not ignore and family not in FAMILIES  # a file holds every parameter, or is refused
-    with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext():
+    with torch.random.fork_rng(devices=[]), unfilled() if whole else nullcontext(), _taken(name or model, options):
         torch.manual_seed(seed)
         if family in FAMILIES and architecture:
             fetches = (weights == "hub" or family == "hf") and not os.path.exists(architecture)
@@ -255,6 +255,18 @@ def load_encoder(
     filled = _fill(plan, model, weights, seed, ignore, name, prefix)
     options |= plan.config
     return Encoder(name, model, plan.dim, plan.geometry, *scale, plan.pooling, filled, plan.module.eval(), options)
+
+
+@contextmanager
+def _taken(name: str, options: dict) -> Iterator[None]:
+    """Turn what a library says of an option that it does not take into an InputError."""
+    try:
+        yield
+    except TypeError as error:
+        if not options or "argument" not in str(error):
+            raise
+        found = f"options {options}: {error}"
+        raise InputError(f"{name}: expected what the architecture takes, found {found}: correct the study") from None
 
 
 def _plan(model: str, weights: str, pooling: str, geometry: Geometry | dict | None, options: dict) -> Plan:
