@@ -270,3 +270,7 @@ def test_what_is_shipped_is_there_and_is_pinned_in_no_lock(capsys, monkeypatch, 
     assert fetch.fetch("usfm-mini").is_file()
     assert "shipped with fpbench" in capsys.readouterr().out
     assert not (tmp_path / "weights").exists()
+    left = {
+        path.name for path in fetch.miniatures.FOLDER.iterdir() if path.suffix not in (".py", ".safetensors", ".json")
+    }
+    assert left <= {"__pycache__"}, "nothing is written where the package lies, which may be read-only"

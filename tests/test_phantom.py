@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fpbench.cohorts import phantoms as phantom
-from fpbench.cohorts.phantoms import drawing, facts
+from fpbench.cohorts.phantoms import drawing, facts, layout
 from fpbench.errors import InputError
 from fpbench.files import paths
 
@@ -175,6 +175,13 @@ def test_same_seed_same_bytes_another_seed_others(cohorts, tmp_path):
     assert tree(tmp_path / "again") == tree(root)
     one, other = phantom.spain_entries(0)[0], phantom.spain_entries(1)[0]
     assert (pixels(one) != pixels(other)).any()
+
+
+def test_some_planes_alone_are_those_of_the_whole_cohort():
+    whole, some = layout.spain_entries(3, 40), layout.spain_entries(3, 40, "tvcb")
+    brains = [entry for entry in whole if entry.facts["plane"] == "brain"]
+    assert [(entry.path, entry.recipe, entry.copy) for entry in some] == [(e.path, e.recipe, e.copy) for e in brains]
+    assert {entry.facts["plane"] for entry in layout.spain_entries(3, 40, "a")} == {"abdomen"}
 
 
 def test_more_patients_change_no_image():

@@ -205,7 +205,8 @@ def load_encoder(
         ``"timm:resnet50.a1_in1k"``.
     weights
         A file (.safetensors, .pth, .pt, .bin); ``"hub"``: for the catalogue the file that ``fpbench fetch weights`` or you
-        have put below FPBENCH_WEIGHTS, for a miniature the one that is shipped, for a family the library's own download; or ``"random"`` (``seed`` says which).
+        have put below FPBENCH_WEIGHTS, for a miniature the one that is shipped, for a family the library's own download; or
+        ``"random"`` (``seed`` says which).
     name
         What to call it in tables; default ``model``.
     geometry, mean, std, pooling

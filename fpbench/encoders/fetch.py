@@ -43,6 +43,8 @@ def fetch(name: str) -> Path:
     paths.trust()
     (about, source), path = entry(name), path_of(name)
     print(f"{name}: {source.url}\n  licence: {about.licence}; gated: {about.gated}")
+    if source.kind == "package":
+        return locate(name)
     with artifacts.lock(path):
         if not path.is_file():
             revision = _transfer(name, source, path)

@@ -31,10 +31,14 @@ def spain_entries(seed: int = 0, patients: int = KINDS["spain"]["patients"], onl
     """Return the images of phantom Spain, in table order; ``patients`` in each half, odd numbers train.
 
     From 20 on, more patients change no entry (with fewer, the pair that crosses the halves may be another). ``only``: letters of the
-    planes that are drawn, with the ``t`` and ``v`` that the pair is taken from; of the others there is nothing. Default: all.
+    planes that are drawn, default all; without ``t`` and ``v`` no pair crosses the halves.
     """
     entries = [entry for n in range(1, 2 * patients + 1) for entry in _spanish_patient(seed, n, only)]
-    twins = [j for j, (_, _, letters, *s10) in enumerate(MENU[:patients]) if letters[0] in "tv" and not s10]
+    twins = [
+        j
+        for j, (_, _, letters, *s10) in enumerate(MENU[:patients])
+        if letters[0] in set("tv") & set(only or "tv") and not s10
+    ]
     if twins:
         j = int(rng(seed, "spain", "twins").choice(twins))
         train, test = (next(k for k, e in enumerate(entries) if e.patient == str(2 * j + half)) for half in (1, 2))
