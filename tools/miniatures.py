@@ -136,6 +136,7 @@ def main() -> None:
     made.add_argument("--corpus", choices=["ultrasound", "textures"], help="other pictures than a miniature's own")
     made.add_argument("--out", type=Path, default=miniatures.FOLDER)
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--epochs", type=int, default=RECIPE.epochs)
     made.add_argument("--watch", action="store_true", help="print k-NN on phantoms that are not learnt from")
     args = made.parse_args()
     torch.set_num_threads(1)  # part of the bits
@@ -145,7 +146,8 @@ def main() -> None:
         encoder, corpus = load_encoder(name + MINI, "random", seed=args.seed), args.corpus or miniatures.CORPUS[name]
         kind = encoder.geometry.kind
         pictures = textures(PICTURES) if corpus == "textures" else ultrasound(kind, *DRAWN)[0][:PICTURES]
-        tensors = learn(encoder, pictures, args.seed, ultrasound(kind, *WATCHED) if args.watch else None)
+        watched = ultrasound(kind, *WATCHED) if args.watch else None
+        tensors = learn(encoder, pictures, args.seed, watched, args.epochs)
         halved = {key: one.half() if one.is_floating_point() else one for key, one in tensors.items()}
         with artifacts.atomic(args.out / f"{name}.safetensors") as path:
             save_file(halved, path)

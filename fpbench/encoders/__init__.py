@@ -86,14 +86,14 @@ class Encoder:
     def colours(self, pictures: "torch.Tensor") -> "torch.Tensor":
         """Return float32 in [0, 1], (B, 1, S, S) from uint8 (B, S, S) or (B, 3, S, S) from (B, S, S, 3), on the device."""
         x = pictures.to(self.device)
-        return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]).float() / 255
+        return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]).float().div_(255)
 
     def standardise(self, x: "torch.Tensor") -> "torch.Tensor":
         """Return what the module takes, (B, 3, S, S), from the result of ``colours``."""
         import torch
 
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (x.expand(-1, 3, -1, -1) - mean) / std
+        return x.expand(-1, 3, -1, -1).sub(mean).div_(std)  # in place: memory costs more than arithmetic
 
     def normalise(self, pictures: "torch.Tensor") -> "torch.Tensor":
         """Return float32 (B, 3, S, S) from uint8 (B, S, S) grey or (B, S, S, 3) RGB, on the encoder's device."""

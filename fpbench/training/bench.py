@@ -13,6 +13,7 @@ from fpbench import loading, predictions, results
 from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
 from fpbench.files import artifacts, machine, provenance
+from fpbench.recipe import GRID
 from fpbench.splits import Fold, Splits
 from fpbench.study import EncoderSpec, Study
 from fpbench.tasks import Task
@@ -37,6 +38,7 @@ class Bench:
     about: dict  # the encoder's part of a sidecar
     key: str  # digest of all of the above
     shown: dict[str, np.ndarray] = field(default_factory=dict)  # cohort name -> what is answered on, if not embeddings
+    strengths: np.ndarray = field(default_factory=lambda: GRID)  # C among which the logistic probe chooses
     other_seed: int | None = None  # of this run, if not the study's
     others: dict[int, "Bench"] = field(default_factory=dict)  # of encoders that were pretrained with other seeds
 

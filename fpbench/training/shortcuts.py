@@ -2,7 +2,8 @@
 
 Every question is asked by the same probe on the same embeddings, and answered by predictions files like any other, which lie
 apart (``results.path``): another target (machine, operator, picture size, country), training without one machine, pictures with
-their corners blackened, and a model that sees nothing of a picture but its size and borders.
+their corners blackened, and a model that sees nothing of a picture but its size and borders. What is set beside the probe of whole
+pictures chooses among the same strengths; the others, which are set beside one another, among ``recipe.COARSE``.
 """
 
 import re
@@ -16,6 +17,7 @@ from fpbench import predictions, splits
 from fpbench.cohorts import Cohort
 from fpbench.files import artifacts
 from fpbench.images import BORDERS
+from fpbench.recipe import COARSE
 from fpbench.splits import Fold
 from fpbench.tasks import Task
 from fpbench.training.bench import Bench
@@ -48,8 +50,8 @@ def targets(bench: Bench) -> dict[tuple[str, str], tuple[Task, list[Path]]]:
             name = cohort.source.population
             task = Task(column, column, values, train=name)
             cut = splits.make_splits(cohort, task, "crossval", folds, bench.study.seed)
-            key = artifacts.digest([bench.key, name, column, cut.digest()])
-            asked = replace(bench, task=task, home=cohort, external=(), splits=cut, key=key)
+            key = artifacts.digest([bench.key, name, column, cut.digest(), "coarse"])
+            asked = replace(bench, task=task, home=cohort, external=(), splits=cut, key=key, strengths=COARSE)
             found[name, column] = task, run_probe(asked, "logistic", question=f"{name}-{column}")
     return found
 
@@ -76,7 +78,8 @@ def without_each(bench: Bench, column: str = "machine") -> pd.DataFrame:
             continue
         for trained, folds in (("without it", own), ("as few images", few)):
             question = f"{trained} {value}"
-            asked = replace(bench, external=(), key=artifacts.digest([bench.key, question]))
+            key = artifacts.digest([bench.key, question, "coarse"])
+            asked = replace(bench, external=(), key=key, strengths=COARSE)
             files = run_probe(asked, "logistic", folds, re.sub(r"\W+", "-", question))
             parts.append(predictions.read(files, bench.task).assign(**{column: value, "trained": trained}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

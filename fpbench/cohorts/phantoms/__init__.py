@@ -157,6 +157,10 @@ SOURCES = (
     _source(spain.SOURCE, "spain", spain_entries()),
     _source(africa.SOURCE, "africa", africa_entries()),
 )
-# brains alone; of another seed, so that nobody of it is in the demo's, and first drawn when the recipe of demo-brain was fixed
-BRAINS: dict[str, Any] = {"seed": 3, "patients": 500, "only": "tvcb"}
-BRAIN = _source(spain.SOURCE, "spain", spain_entries(**BRAINS), "brain", **BRAINS)
+# of other seeds, so that nobody of them is in the demo's, each first drawn when the recipe of its study was fixed: brains alone
+# (demo-brain), and enough patients to tell two networks apart (demo-origins)
+MORE: dict[str, dict[str, Any]] = {
+    "brain": {"seed": 4, "patients": 500, "only": "tvcb"},
+    "spain-large": {"seed": 5, "patients": 250},
+}
+SOURCES += tuple(_source(spain.SOURCE, "spain", spain_entries(**how), name, **how) for name, how in MORE.items())
