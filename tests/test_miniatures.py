@@ -89,7 +89,7 @@ def test_the_same_bits_twice(tool):
 
 @pytest.mark.slow
 def test_a_miniature_that_has_learnt_beats_the_same_one_that_has_not(tmp_path):
-    """From either kind of pictures, in linear probing at home; which of them it learnt from makes no difference that is shown."""
+    """In linear probing on patients that neither has seen; and from ultrasound more than from textures."""
     environment = {**os.environ, "FPBENCH_RESULTS": str(tmp_path / "results")}
     target = str(tmp_path / "results" / "demo-origins" / "tables" / "table1.csv")
     command = [sys.executable, "-m", "fpbench.cli", "run", "demo-origins", "--", target]
@@ -99,4 +99,4 @@ def test_a_miniature_that_has_learnt_beats_the_same_one_that_has_not(tmp_path):
     home = pairs[pairs["population"].eq("spain") & pairs["classes"].eq("all classes")]
     gained = home[home["encoder"].eq("usfm-random")].set_index("other")
     assert (gained.loc[["usfm-ultrasound", "usfm-textures"], "high"] < 0).all(), gained
-    assert home["encoder"].isin(["usfm-random", "usfm-textures"]).all(), "every pair once"
+    assert home.set_index(["encoder", "other"]).loc[("usfm-textures", "usfm-ultrasound"), "high"] < 0, home
