@@ -8,7 +8,9 @@ import os
 from importlib import import_module
 from typing import Any
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it starts: large arrays on huge pages, a tenth of the time to get them
+os.environ.setdefault(
+    "THP_MEM_ALLOC_ENABLE", "1"
+)  # torch reads it when it starts: large arrays on huge pages, a tenth of the time to get them
 
 __version__ = "0.2.0"
 

@@ -5,6 +5,8 @@ import os
 import re
 import runpy
 import subprocess
+import tracemalloc
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,6 +228,25 @@ def test_a_pickle_that_runs_a_command_is_refused(authors, function, inside, tmp_
     assert not mark.exists()
     torch.load(tmp_path / "w.pth", weights_only=False)  # the test's own check: elsewhere it does run
     assert mark.exists()
+
+
+def test_a_pickle_that_numbers_its_memo_high_takes_no_memory(tmp_path):
+    """Four bytes name a place in the memo: the unpickler in C makes room for all before it, up to 64 GiB (found by the fuzzer)."""
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "w.pth")
+    numbered = tmp_path / "numbered.pth"
+    with zipfile.ZipFile(tmp_path / "w.pth") as whole, zipfile.ZipFile(numbered, "w") as changed:
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name.endswith("data.pkl"):
+                content = b"\x80\x02cframework\nThing\n0" + b"K\x01r\xff\xff\xff\x00" + b"0" + content[2:]
+            changed.writestr(name, content)
+    tracemalloc.start()
+    try:
+        found = checkpoint.load(numbered)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert found["state_dict"]["w"].tolist() == [1, 1]
 
 
 def test_objects_of_a_framework_are_stubs_and_never_built(authors, tmp_path):

@@ -49,7 +49,9 @@ def run(bench: Bench, sizes: Sequence[int] = SIZES, draws: int = 10) -> list[Pat
     cells = [(size, seed) for size in sizes for seed in range(draws)]
     train = {(fold.number, *cell): draw(bench, fold, *cell) for fold in todo for cell in cells}
     different = list({mine.tobytes(): mine for mine in train.values()}.values())  # those of every group are the same
-    paths = logistic.fit_paths(bench.features, bench.labels, different, bench.classes, recipe.COARSE) if different else []
+    paths = (
+        logistic.fit_paths(bench.features, bench.labels, different, bench.classes, recipe.COARSE) if different else []
+    )
     fitted = {mine.tobytes(): path for mine, path in zip(different, paths, strict=True)}
     for fold in todo:
         shown: list[tuple[Cohort, np.ndarray]] = []  # of a table; draws differ in what is replaced below

@@ -113,9 +113,7 @@ def fit_paths(
 
 def fit(bench: "Bench", folds: "list[Fold]") -> list[tuple[Scores, dict]]:
     """Fit the probe on some folds; C by the lowest validation loss."""
-    fitted = fit_paths(
-        bench.features, bench.labels, [fold.train for fold in folds], bench.classes, bench.strengths
-    )
+    fitted = fit_paths(bench.features, bench.labels, [fold.train for fold in folds], bench.classes, bench.strengths)
     found = [by_strength(bench, fold, path, "C") for fold, path in zip(folds, fitted, strict=True)]
     return [
         (scores, chosen | {"certificate": float(path.certificate[chosen["index"]])})
