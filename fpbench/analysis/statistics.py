@@ -270,9 +270,9 @@ def differences(
     Returns
     -------
     pandas.DataFrame
-        Columns MODEL, VIEW, metric, resamples (and as many permutations), groups, other (encoder; with ``across`` also other_protocol), value (encoder minus
-        other), method, low, high, p (group permutation), p_holm (over the pairs of this protocol, view and metric),
-        p_nadeau_bengio (secondary; ``crossval`` in-domain alone, else NaN), reason (of NaN in low and high). No rows
+        Columns MODEL, VIEW, metric, resamples (and as many permutations), groups, other (encoder; with ``across`` other_protocol
+        too), value (encoder minus other), method, low, high, p (group permutation), p_holm (over the pairs of this protocol,
+        view and metric), p_nadeau_bengio (secondary; ``crossval`` in-domain alone, else NaN), reason (of NaN in low and high). No rows
         where a protocol has one encoder.
     """
     sample, rows, most = boot.sample, [], max(map(len, boot.draws.values()))

@@ -4,7 +4,7 @@ A *frame* is an image of a sweep, a *sweep* one pass of the probe over the abdom
 the group that is resampled. Predictions come merged with COLUMNS; rows are of annotated sweeps alone, for what nobody has looked at is no
 negative. Every number names its unit (``units``). The score of a frame is the probability of the task's positive class.
 
-* Frame: AUPRC beside the prevalence, AUROC, calibration; precision, recall and F1 of the positive class at 0.5 and at the threshold of best F1;
+* Frame: AUPRC beside the prevalence, AUROC, calibration; F1, precision and recall of the positive class at 0.5 and at the threshold of best F1;
   accuracy beside that of answering *never*.
 * Sweep: is the best-scored frame usable (of sweeps that hold a usable one), is it optimal (of those that hold an optimal one)? The share of
   positive frames found, all sweeps together, at the threshold of one false frame a sweep, and how many false frames a sweep that gives.
@@ -36,7 +36,8 @@ COLUMNS = ("case", "sweep", "position", "quality")  # of a frame, beside those o
 QUALITIES = NONE, SUB_OPTIMAL, OPTIMAL = ("none", "sub-optimal", "optimal")  # the last two are usable
 CREDIT = 0.6  # of a sub-optimal frame where the case has an optimal one
 FALSE_FRAMES = 1.0  # a sweep, on validation
-CHOSEN = "threshold of validation"
+HALF, CHOSEN = "threshold 0.5", "threshold of validation"  # HALF: the arg-max
+SHAPES = ("F1", "precision", "recall")  # of the positive class, at both
 PREVALENCE, NEVER, FALSE = "prevalence", "accuracy of never", "false frames a sweep"
 FACTS = (PREVALENCE, NEVER, FALSE)  # beside the scores; no model is better for them
 SENSITIVITY, SELECTION = "sensitivity at one false frame a sweep", "selection score among annotated sweeps"
@@ -45,8 +46,8 @@ BEST_USABLE, BEST_OPTIMAL = "best frame usable", "best frame optimal"
 
 def units(task: Task) -> dict[str, str]:
     """Return metric -> its unit (frame, sweep, case), of everything that is measured."""
-    at_half = [f"{name} of {task.positive}" for name in ("F1", "precision", "recall")]
-    frame = ["AUPRC", PREVALENCE, "AUROC", *at_half, *(f"{name}, {CHOSEN}" for name in at_half), "accuracy", NEVER]
+    called = [f"{name} of {task.positive}, {at}" for at in (HALF, CHOSEN) for name in SHAPES]
+    frame = ["AUPRC", PREVALENCE, "AUROC", *called, "accuracy", NEVER]
     sweep = [BEST_USABLE, BEST_OPTIMAL, SENSITIVITY, FALSE]
     return dict.fromkeys([*frame, *metrics.CALIBRATION], "frame") | dict.fromkeys(sweep, "sweep") | {SELECTION: "case"}
 
@@ -162,17 +163,14 @@ def _outcomes(rows: pd.DataFrame, groups: pd.Index, task: Task, tight: float, lo
     score, y, rank = (rows[name].to_numpy() for name in ("score", "positive", "rank"))
     case, sweep = (np.unique(rows[name], return_inverse=True)[1] for name in ("case_number", "sweep_number"))
     unit = groups.get_indexer(rows["group"])
-    called, every = score >= tight, np.ones(len(y))
-    frame = {
-        PREVALENCE: (y, every, every),
-        NEVER: (~y, every, every),
-        f"F1 of {task.positive}, {CHOSEN}": (2 * (y & called), y.astype(int) + called, y),
-        f"precision of {task.positive}, {CHOSEN}": (y & called, called, y),
-        f"recall of {task.positive}, {CHOSEN}": (y & called, y, y),
-        SENSITIVITY: (y & (score >= loose), y, y),
-    }
+    every, loosely = np.ones(len(y)), score >= loose
+    frame = {PREVALENCE: (y, every, every), NEVER: (~y, every, every), SENSITIVITY: (y & loosely, y, y)}
+    for at, called in ((HALF, rows["answered"].to_numpy()), (CHOSEN, score >= tight)):
+        right = y & called
+        shapes = ((2 * right, y.astype(int) + called, y), (right, called, y), (right, y, y))
+        frame |= {f"{name} of {task.positive}, {at}": sums for name, sums in zip(SHAPES, shapes, strict=True)}
     usable, optimal = _most(sweep, rank) > 0, _most(sweep, rank) > 1
-    false = np.bincount(sweep, ~y & (score >= loose))
+    false = np.bincount(sweep, ~y & loosely)
     sweeps = {
         BEST_USABLE: (_at_best(sweep, score, rank > 0), usable, usable),
         BEST_OPTIMAL: (_at_best(sweep, score, rank > 1), optimal, optimal),
@@ -225,7 +223,7 @@ def differences(boots: Sequence[Bootstrap], task: Task, **options: Any) -> pd.Da
 
 
 def _checked(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Return the rows in one order, with score, positive, rank (0: no plane, 2: optimal), case_number and sweep_number; InputError as ``measured``."""
+    """Return the rows in one order, with score, answered, positive, rank (0: no plane, 2: optimal), case_number and sweep_number; InputError as ``measured``."""
     if len(task.classes) != 2 or not task.positive:
         raise InputError(
             f"task {task.name}: expected two classes, one of them `positive`, found {list(task.classes)} and {task.positive!r}"
@@ -242,9 +240,10 @@ def _checked(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
         raise InputError(f"expected {', '.join(COLUMNS)} of every frame, found empty cells: merge by image_id")
     rows = predicted.sort_values([*MODEL, *RUN, "split", *COLUMNS[:3], "image_id"], ignore_index=True)
     _refuse(rows, task)
-    code = task.codes([task.positive])[0]
+    code, logits = task.codes([task.positive])[0], rows[task.columns()].to_numpy(np.float64)
     return rows.assign(
-        score=metrics.softmax(rows[task.columns()].to_numpy(np.float64))[:, code],
+        score=metrics.softmax(logits)[:, code],
+        answered=logits.argmax(axis=1) == code,
         positive=rows["y_true"].to_numpy() == code,
         rank=rows["quality"].map({name: i for i, name in enumerate(QUALITIES)}).to_numpy(int),
         case_number=rows.groupby("case").ngroup(),
