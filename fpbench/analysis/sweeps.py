@@ -27,7 +27,7 @@ import pandas as pd
 
 from fpbench import metrics, predictions
 from fpbench.analysis import samples, statistics
-from fpbench.analysis.scoring import MODEL, RUN
+from fpbench.analysis.scoring import MODEL, RUN, spaces
 from fpbench.analysis.statistics import Bootstrap, Sample
 from fpbench.errors import InputError
 from fpbench.tasks import Task
@@ -140,8 +140,9 @@ def measured(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
     """
     rows = _checked(predicted, task)
     chosen = _thresholds(rows).set_index([*MODEL, *RUN])
-    test = rows[rows["split"] == "test"]
-    for sample in samples.samples(rows, task, lambda _, __, rule, drop: (rule, drop) == ("open", "as published")):
+    test, own = rows[rows["split"] == "test"], spaces(task, rows)
+    whole = [(population, task.space(classes), "open", "as published") for population, classes in own.items()]
+    for sample in samples.samples(rows, task, lambda *view: view in whole):
         mine = test[(test["population"] == sample.view[0]) & test["y_true"].isin(sample.classes)]
         runs, folds = dict(iter(mine.groupby([*MODEL, *RUN]))), np.unique(mine["fold"])
         seeds = mine.groupby(list(MODEL))["seed"].unique().map(np.sort)
