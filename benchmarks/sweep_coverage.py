@@ -58,35 +58,35 @@ def truth(rng: np.random.Generator, subjects: int = 20_000) -> float:
     return float(np.mean(found))
 
 
-def sample_of(subjects: int, rng: np.random.Generator, by_frame: bool = False) -> statistics.Sample:
-    """Return the sample of two models of equal skill; ``by_frame`` takes each frame for a group of its own, which is the mistake."""
+def sample_of(subjects: int, rng: np.random.Generator, models: int = 1, by_frame: bool = False) -> statistics.Sample:
+    """Return the sample of models of equal skill; ``by_frame`` takes each frame for a group of its own, which is the mistake."""
     owner, usable = frames(subjects, rng)
     fold, sweep = owner % FOLDS, np.repeat(np.arange(len(owner)), FRAMES)
-    z = np.stack([scores(owner, usable, SIGNAL[fold], rng).ravel() for _ in range(2)])
+    z = np.stack([scores(owner, usable, SIGNAL[fold], rng).ravel() for _ in range(models)])
     group = np.arange(usable.size) if by_frame else owner[sweep]
     rows = pd.DataFrame({"y_true": usable.ravel().astype(int), "group": group, "fold": fold[sweep]})
     logits = np.stack([np.zeros_like(z), z - 3], axis=-1)
-    return statistics.make_sample(rows, logits, {0: "none", 1: "usable"}, models=(("a", ""), ("b", "")), positive=1)
+    return statistics.make_sample(
+        rows, logits, {0: "none", 1: "usable"}, models=tuple((one, "") for one in "ab"[:models]), positive=1
+    )
 
 
 def report(subjects: int, repetitions: int, resamples: int, seed: int) -> dict:
     """Return coverage, widths and errors."""
-    rng, found, values, rejected = np.random.default_rng(seed), {}, [], []
-    aim = truth(rng)
+    aim, found, values, rejected = truth(np.random.default_rng(seed)), {}, [], []
     for number in range(repetitions):
-        state = rng.bit_generator.state
-        sample = sample_of(subjects, rng)
+        sample = sample_of(subjects, np.random.default_rng([seed, number]))
         boot = statistics.bootstrap(sample, [METRIC], resamples, number)
-        table = statistics.intervals(boot).query("encoder == 'a'").set_index("method")
+        table = statistics.intervals(boot).set_index("method")
         ends = {f"subject, {name}": tuple(table.loc[name, ["low", "high"]]) for name in statistics.METHODS}
-        if number < repetitions // 10:  # the mistake is plain after a few
-            again = np.random.default_rng()
-            again.bit_generator.state = state
-            ends["frame, percentile"] = by_frame(sample_of(subjects, again, by_frame=True), number)
+        if number < repetitions // 5:  # what is plain, or slow, after fewer
+            by_frame = sample_of(subjects, np.random.default_rng([seed, number]), by_frame=True)
+            ends["frame, percentile"] = of_frames(by_frame, number)
+            two = sample_of(subjects, np.random.default_rng([seed, number, 2]), models=2)
+            rejected.append(statistics.permutation(two, [(0, 1)], [METRIC], 200, number)[METRIC][0] <= 0.05)
         for name, pair in ends.items():
             found.setdefault(name, []).append(pair)
         values.append(table["value"].iloc[0])
-        rejected.append(statistics.permutation(sample, [(0, 1)], [METRIC], 200, number)[METRIC][0] <= 0.05)
     told = {"subjects": subjects, "repetitions": repetitions, "resamples": resamples, "truth": aim}
     told |= {"bias": float(np.mean(values) - aim), "SD of the value": float(np.std(values))}
     told["permutation test, p <= 0.05"] = float(np.mean(rejected))
@@ -101,7 +101,7 @@ def report(subjects: int, repetitions: int, resamples: int, seed: int) -> dict:
     return told
 
 
-def by_frame(sample: statistics.Sample, seed: int, resamples: int = 100) -> tuple[float, float]:
+def of_frames(sample: statistics.Sample, seed: int, resamples: int = 100) -> tuple[float, float]:
     """Return the interval of the first model where frames are drawn: 100 resamples, for a group more is a row more of weights."""
     rng, draws = np.random.default_rng(seed), []
     for part in sample.parts:
