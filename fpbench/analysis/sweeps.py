@@ -103,8 +103,8 @@ def counts(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per population: groups; cases, those with an optimal frame, those left out (no usable frame); sweeps (annotated), with a
-        usable, with an optimal frame; frames, usable, optimal, positive (of the task).
+        One row per population. Columns population, groups; of cases, (annotated) sweeps and frames how many, ``... usable`` and
+        ``... optimal``: those that are, or hold one; cases left out (of the selection score), frames positive (of the task).
     """
     rows = _checked(predicted, task)
     frames = rows[rows["split"] == "test"].drop_duplicates(["population", *COLUMNS[:3]])
