@@ -88,7 +88,7 @@ def stacked(file: Path) -> int:
     try:
         with open(file, "rb") as handle:
             whole = mha.is_mha(handle, file.suffix) and not dicom.is_dicom(handle, file.suffix)
-            return mha.head(handle).count if whole else 0
+            return mha.head(handle).depth if whole else 0
     except (OSError, ImageError):  # ``look`` says why
         return 0
 

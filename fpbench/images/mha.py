@@ -42,7 +42,7 @@ class Header(NamedTuple):
 
     width: int
     height: int
-    count: int  # of frames
+    depth: int  # frames
     packed: bool  # in a zlib or gzip stream
     start: int  # of the pixels, bytes
 
@@ -56,7 +56,7 @@ def is_mha(handle: BinaryIO, suffix: str) -> bool:
 
 def read(handle: BinaryIO, frame: int | None) -> tuple[np.ndarray, list[str]]:
     """Return a frame of an open file, uint8, (H, W), and no notes."""
-    (picture,) = frames(handle, [raster.choose(head(handle).count, frame)])
+    (picture,) = frames(handle, [raster.choose(head(handle).depth, frame)])
     return picture, []
 
 
@@ -139,7 +139,7 @@ def frames(handle: BinaryIO, wanted: Sequence[int]) -> Iterator[np.ndarray]:
             pixels.skip(number * size - place)
             content, place = pixels.take(size), (number + 1) * size
         if following is None:
-            pixels.skip(header.count * size - place)
+            pixels.skip(header.depth * size - place)
             pixels.end()
         yield np.frombuffer(content, np.uint8).reshape(header.height, header.width)
 
