@@ -278,7 +278,6 @@ def read_stack(path: Path) -> None:
         except InputError as error:
             return str(error).removeprefix(f"{named[0]}: ")
 
-    images.scan(named)
     images.decoding.damages(named)
     alone = said(lambda: [images.decoding.look(named[0])])
     if images.decoding.stacked(path) > 2 and (together := said(lambda: images.decoding.looks(named)))[:1] != alone[:1]:

@@ -64,9 +64,8 @@ def test_a_stack_of_ours_is_the_same_to_simpleitk(tmp_path, number):
     path = tmp_path / "a.mha"
     path.write_bytes(FORMS[number])
     assert all(np.array_equal(decode(one), frame) for one, frame in zip(frames_of(path, 7), FILM, strict=True))
-    if number < 4:  # it does not know gzip
-        itk = pytest.importorskip("SimpleITK")
-        assert np.array_equal(itk.GetArrayFromImage(itk.ReadImage(str(path))), FILM)
+    itk = pytest.importorskip("SimpleITK")
+    assert np.array_equal(itk.GetArrayFromImage(itk.ReadImage(str(path))), FILM)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -250,7 +249,7 @@ def test_rows_of_a_stack_count_as_whole_when_its_end_is_sound(stack, monkeypatch
     named, sound = frames_of(stack, 7), stack.read_bytes()
     looked = images.scan(named)
     stack.write_bytes(written(255 - FILM, "zlib")[:-1] + b"!")
-    with pytest.raises(ImageError, match="stack.mha#0: expected"):
+    with pytest.raises(ImageError, match=r"stack\.mha#0: expected"):
         images.cached_images(named, looked, SQUARES[0])
     stack.write_bytes(sound)
     array = images.cached_images(named, looked, SQUARES[0])
@@ -301,13 +300,14 @@ from pathlib import Path
 from fpbench import images
 from fpbench.files import machine
 from fpbench.images import Geometry
-path, packed = Path(sys.argv[1]), sys.argv[2]
+path = Path(sys.argv[1])
 machine.workers = lambda: 2
 named = [path.with_name(f"{path.name}#{number}") for number in range(840)]
 looked = images.scan(named)
 assert (looked["error"] == "").all()
 images.cached_images(named, looked, Geometry("squash", 224))
-print(machine.peak_memory())
+status = Path("/proc/self/status")  # not getrusage: a child begins with the peak of its parent
+print(int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.is_file() else machine.peak_memory())
 """
 
 
@@ -318,6 +318,6 @@ def test_a_stack_of_351_mb_is_read_in_less_than_its_own_size(tmp_path, packed):
     (path := tmp_path / "large.mha").write_bytes(
         written(np.stack([np.roll(noise, number, 0) for number in range(840)]), packed)
     )
-    command = [sys.executable, "-c", LARGE, str(path), packed]
+    command = [sys.executable, "-c", LARGE, str(path)]
     peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert peak < 351e6  # libraries among it; the issue allows 1 GiB
