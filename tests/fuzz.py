@@ -268,6 +268,46 @@ def picture_reader() -> Reader:
     return Reader(".picture", read_picture, mutated(*odd_pictures().values()))
 
 
+def read_stack(path: Path) -> None:
+    """One frame, and three in one go: they are the same, or refused in the same words."""
+    named = [path.with_name(f"{path.name}#{number}") for number in (0, 1, 2)]
+
+    def said(read: Callable) -> object:
+        try:
+            return [(picture.shape, picture.tobytes()) for picture, _ in read()]
+        except InputError as error:
+            return str(error).removeprefix(f"{named[0]}: ")
+
+    images.decoding.damages(named)
+    alone = said(lambda: [images.decoding.look(named[0])])
+    if images.decoding.stacked(path) > 2 and (together := said(lambda: images.decoding.looks(named)))[:1] != alone[:1]:
+        raise RuntimeError(f"alone {str(alone)[:200]}, together {str(together)[:200]}")
+    if isinstance(alone, str):
+        raise InputError(alone)
+
+
+def stack_reader() -> Reader:
+    """Mutations of whole stacks, headers of any values, and any bytes behind a sound header."""
+    from odd_pictures import mha
+
+    film = np.random.default_rng(0).integers(0, 8, (3, 6, 5), np.uint8)
+    valid = [mha(film, packed) for packed in ("", "zlib", "gzip")]
+    keys = st.sampled_from([*images.mha.KEYS, "Comment"])
+    word = st.sampled_from(
+        ["3", "-1", "0", "True", "5 6 3", "5 6 3 1", "9" * 30, "MET_FLOAT", "LIST", "a.raw", "", "=", "²"]
+    )
+    values = st.dictionaries(
+        keys,
+        word | st.text(max_size=8).map(lambda text: text.encode("latin-1", "replace").decode("latin-1")),
+        max_size=3,
+    )
+    headers = st.builds(lambda said, packed: mha(film, packed, **said), values, st.sampled_from(["", "zlib", "gzip"]))
+    bodies = st.builds(
+        lambda body, packed: mha(film, packed, body), st.binary(max_size=200), st.sampled_from(["", "zlib"])
+    )
+    return Reader(".mha", read_stack, mutated(*valid) | headers | bodies)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "spain": lambda: label_reader(*label_files()[0]),
     "africa": lambda: label_reader(*label_files()[1]),
@@ -277,6 +317,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "predictions": predictions_reader,
     "sidecar": sidecar_reader,
     "pictures": picture_reader,
+    "stacks": stack_reader,
     **fuzz_tables.READERS,
     **fuzz_models.READERS,
 }

@@ -3,6 +3,7 @@
 ``NAMES`` are the words of a patient that every DICOM file here holds in its tags; they may come out nowhere.
 """
 
+import gzip
 import io
 import struct
 import zlib
@@ -32,6 +33,23 @@ def exif(turn: int) -> Image.Exif:
     block = Image.Exif()
     block[0x0112] = turn
     return block
+
+
+PACKERS = {"": bytes, "zlib": zlib.compress, "gzip": gzip.compress}
+
+
+def mha(array: np.ndarray, packed: str = "", body: bytes | None = None, **keys: object) -> bytes:
+    """A MetaImage of uint8, (H, W) or (N, H, W); ``keys`` replace what the header says, or leave it out (None)."""
+    content = PACKERS[packed](array.tobytes()) if body is None else body
+    size = {"CompressedDataSize": len(content)} if packed else {}
+    said: dict = {
+        "ObjectType": "Image", "NDims": array.ndim, "BinaryData": True, "BinaryDataByteOrderMSB": False, "CompressedData": bool(packed), **size,
+        "ElementSpacing": " ".join(["0.28"] * array.ndim), "DimSize": " ".join(map(str, array.shape[::-1])), "ElementType": "MET_UCHAR",
+        "ElementDataFile": "LOCAL",
+    }  # fmt: skip
+    last = {"ElementDataFile": keys.pop("ElementDataFile", said.pop("ElementDataFile"))}
+    lines = [f"{key} = {value}\n" for key, value in {**said, **keys, **last}.items() if value is not None]
+    return "".join(lines).encode("latin-1") + content
 
 
 # ---- PNG and TIFF that Pillow does not write --------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_an_interrupt_leaves_what_the_same_process_goes_on_with(tmp_path, monkey
     def stopping(array, row, picture):
         if row == 20:
             raise KeyboardInterrupt
-        put(array, row, picture)
+        return put(array, row, picture)
 
     monkeypatch.setattr(filling.Array, "put", stopping)
     with pytest.raises(KeyboardInterrupt):

@@ -147,8 +147,8 @@ def test_a_scan_is_read_from_the_cache_and_made_anew_if_damaged(tmp_path, grey, 
     Image.fromarray(grey).save(path)
     before = images.scan([path])
     looks = []
-    original = images._look
-    monkeypatch.setattr(images, "_look", lambda item: looks.append(item) or original(item))
+    original = images.decoding.look
+    monkeypatch.setattr(images.decoding, "look", lambda *asked: looks.append(asked) or original(*asked))
     pd.testing.assert_frame_equal(images.scan([path]), before)
     assert not looks
     (stored,) = (tmp_path / "results").rglob("scans/*.parquet")

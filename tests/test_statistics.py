@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fpbench import metrics
 from fpbench.analysis import claims, samples, scoring, statistics
@@ -169,6 +169,39 @@ def test_permutation_equals_swapping_the_answers_by_hand():
         swapped = np.where(mask[rows["group"]][:, None], logits[::-1], logits)
         one, two = (by_scikit_learn(rows, z, range(6)) for z in swapped)
         assert {n: got[n][b, 0] for n in names} == pytest.approx((one - two)[names].to_dict(), abs=1e-12)
+
+
+def test_ranked_metrics_change_sides_as_ranks_within_fold_and_model():
+    """By hand with scikit-learn; one model answers on another scale, which raw scores would be judged by."""
+    rows, logits = world(groups=8, images=6, folds=2, models=2, classes=2, seed=3)
+    logits = logits[..., :2].round(1)
+    logits[1, :, 1] = 0.05 * (logits[1, :, 1] - logits[1, :, 0]) - 3
+    logits[1, :, 0] = 0
+    names = ["AUROC", "AUPRC"]
+    sample = statistics.make_sample(rows, logits, dict(enumerate("nu")), models=MODELS[:2], positive=1)
+    got = statistics.permutation(sample, [(0, 1)], names, 60, seed=5, block=25)
+    y, fold, group = (rows[name].to_numpy() for name in ("y_true", "fold", "group"))
+    p = np.stack([metrics.softmax(z)[:, 1] for z in logits])
+
+    def differences(score, swap):
+        """AUROC and AUPRC of the first model less those of the second, means over the folds, of scores (2, N)."""
+        score = np.where(swap[group], score[::-1], score)
+        found = [
+            [(roc_auc_score(y[i], one[i]), average_precision_score(y[i], one[i])) for one in score]
+            for i in (fold == k for k in range(2))
+        ]
+        return np.subtract(*np.mean(found, axis=0))
+
+    ranks = np.stack([pd.Series(one).groupby(fold).rank().to_numpy() for one in p])
+    draws = np.random.default_rng(5)
+    swaps = np.concatenate([draws.random((n, 8)) < 0.5 for n in (25, 25, 10)])
+    by_rank, by_score = (
+        (1 + (np.abs([differences(of, s) for s in swaps]) >= np.abs(differences(of, np.zeros(8, bool))) - 1e-12).sum(0))
+        / 61
+        for of in (ranks, p)
+    )
+    assert [got[name][0] for name in names] == pytest.approx(by_rank, abs=1e-12)
+    assert (by_rank != by_score).any()  # the scale mattered
 
 
 def test_permutation_p_of_all_swaps():
@@ -540,7 +573,32 @@ def test_average_precision_under_weights_is_that_of_repeated_rows():
         times = column[unit].astype(int)
         expected = average_precision_score(np.repeat(positive, times), np.repeat(score, times))
         assert value == pytest.approx(expected, abs=1e-12)
-    assert np.isnan(samples.average_precision(np.ones(80, bool), score, unit, weights)).all()
+    for one_side in (np.ones(80, bool), np.zeros(80, bool)):
+        assert np.isnan(samples.average_precision(one_side, score, unit, weights)).all()
+        assert np.isnan(samples.auroc(one_side, score, unit, weights)).all()
+    for side in (unit != 0, unit == 0):  # by the weights alone one side is empty
+        for ranked in (samples.average_precision, samples.auroc):
+            assert np.isnan(ranked(side, score, unit, np.eye(10)[:, :1])).all()
+
+
+def test_auprc_of_a_bootstrap_is_scikit_learns_in_a_loop_over_resamples_and_groups_left_out():
+    rows, logits = crossval(*world(groups=24, images=10, folds=3, models=2, classes=2, effect=2))
+    logits = logits[..., :2].round(1)  # ties
+    sample = statistics.make_sample(rows, logits, dict(enumerate("nu")), models=MODELS[:2], positive=1)
+    boot = statistics.bootstrap(sample, ["AUPRC"], 30, seed=7)
+    left_out = 1 - np.eye(24)
+    for weights, got in (
+        (statistics.draw(sample.stratum, 30, np.random.default_rng(7)), boot.draws["AUPRC"]),
+        (left_out, boot.jackknife["AUPRC"]),
+    ):
+        for weight, values in zip(weights.astype(int), got, strict=True):
+            times = weight[pd.Index(sample.groups).get_indexer(rows["group"])]
+            for z, value in zip(logits, values, strict=True):
+                p, by_fold = metrics.softmax(z)[:, 1], []
+                for fold in range(3):
+                    drawn = np.repeat(np.arange(len(rows)), times * (rows["fold"] == fold))
+                    by_fold.append(average_precision_score(rows["y_true"].to_numpy()[drawn], p[drawn]))
+                assert value == pytest.approx(np.mean(by_fold), abs=1e-12)
 
 
 def test_a_task_with_a_positive_class_is_headed_by_its_average_precision():

@@ -2,19 +2,21 @@
 
 Every metric but the ranked ones is a function of sums over images, so a group is reduced to its sums, a *tally* (T,): true
 images, answers and right answers of each class of the space (S); the gap of each ECE bin; Brier; NLL. All resamples are
-one matrix product. AUROC and AUPRC sort the images once and add up weights (ties count half; stand together).
+one matrix product. AUROC and AUPRC sort the images once and add up weights (ties count half; stand together). An *outcome* is any other
+ratio of sums, whatever its unit (a sweep, a case): three more columns of the tally.
 
 A score over classes is not defined where one of them has no image, nor a score of probabilities where a model gave answers alone: NaN, in a
-resample too. Contents: ``samples`` (predictions to arrays), ``evaluate``.
+resample too. Contents: ``samples`` (predictions to arrays), ``with_outcomes``, ``by_rank``, ``evaluate``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse, stats
 
 from fpbench import metrics, predictions
 from fpbench.analysis.scoring import DUPLICATES, MODEL, shared_seeds, views
@@ -48,20 +50,29 @@ class Sample:
     test_share: float = np.nan  # tested / training patients of a fold, for Nadeau-Bengio
     positive: int = -1  # the class index that AUPRC is of; -1: none
     number: int = 0  # among the samples of these predictions, asked for or not
+    outcomes: tuple[str, ...] = ()  # further metrics, as ``with_outcomes`` adds them
 
     @property
     def families(self) -> dict[str, list[int]]:
         """Return the positions of the models of each protocol: encoders are compared under one protocol."""
         return {name: [i for i, m in enumerate(self.models) if m[1] == name] for _, name in self.models}
 
-    def why(self, value: float) -> str:
-        """Return why a resample can lack a score: the class with the fewest patients (groups); or that ``value`` needs probabilities."""
-        true = np.array([(part.tally[:, 0, : len(self.classes)] > 0).sum(0) for part in self.parts])
-        if np.isnan(value) and true.all():
+    def why(self, value: float, metric: str = "") -> str:
+        """Return why a resample can lack a score: the class with the fewest patients (groups); or what ``value`` of ``metric`` needs."""
+        if own := [len(self.classes) * 3 + 3 * i + 2 for i, name in enumerate(self.outcomes) if name == metric]:
+            names, columns = [f"what {metric} speaks of"], own
+        else:
+            names, columns = list(self.classes.values()), list(range(len(self.classes)))
+        patients = np.array([(part.tally[:, 0, columns] > 0).sum(0) for part in self.parts])
+        if np.isnan(value) and patients.all():
+            if metric in metrics.RANKED and (
+                len(names) < 2 or (metric == "AUPRC" and self.positive not in self.classes)
+            ):
+                return f"none: no image of a class beside {', '.join(names)}"
             return "none: the model gave answers alone"
-        few, least = np.unravel_index(true.argmin(), true.shape), int(true.min())
+        few, least = np.unravel_index(patients.argmin(), patients.shape), int(patients.min())
         where = " in a fold" if self.stratum.any() else ""
-        return f"none: {list(self.classes.values())[few[1]]} has {least} patient{'s' * (least != 1)}{where}"
+        return f"none: {names[few[1]]} has {least} patient{'s' * (least != 1)}{where}"
 
 
 def samples(predicted: pd.DataFrame, task: Task, wanted: Callable[..., bool] = lambda *view: True) -> Iterator[Sample]:
@@ -167,9 +178,33 @@ def _image_tally(y: np.ndarray, said: np.ndarray, space: list[int], rule: str) -
     return np.column_stack([true, answered, true & answered, gaps, brier, -log_p[rows, y]]), p[:, space]
 
 
-def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+def with_outcomes(sample: Sample, found: Mapping[str, Sequence[np.ndarray]]) -> Sample:
+    """Return the sample with further metrics: name -> of each part (groups, M, 3), sums over what the metric is of (sweeps, say).
+
+    The metric is the first sum by the second; NaN where the third is 0, else 0 where the second is.
+    """
+    parts, at = [], 3 * (len(sample.classes) + len(sample.outcomes))
+    for number, part in enumerate(sample.parts):
+        own = [of_parts[number] for of_parts in found.values()]
+        parts.append(replace(part, tally=np.concatenate([part.tally[..., :at], *own, part.tally[..., at:]], axis=-1)))
+    return replace(sample, parts=tuple(parts), outcomes=(*sample.outcomes, *found))
+
+
+def by_rank(sample: Sample) -> Sample:
+    """Return the sample with the rank of each image in place of its probabilities, by part, model and class; ties share the mean rank.
+
+    No ranked metric changes, and models that differ in scale may change sides.
+    """
+    parts = (replace(part, probability=stats.rankdata(part.probability, axis=1)) for part in sample.parts)
+    return replace(sample, parts=tuple(parts))
+
+
+def scores(
+    totals: np.ndarray, classes: Sequence[str], names: Sequence[str], outcomes: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Return metrics but the ranked ones, also those of a class, (...) each, from sums over images (..., T)."""
-    true, answered, right, rest = np.split(totals, np.arange(1, 4) * len(classes), axis=-1)
+    cuts = np.cumsum([len(classes)] * 3 + [3 * len(outcomes)])
+    true, answered, right, own, rest = np.split(totals, cuts, axis=-1)
     parts = {"precision": (right, answered), "recall": (right, true), "F1": (2 * right, true + answered)}
 
     def images() -> np.ndarray:
@@ -192,6 +227,7 @@ def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> 
         for name in parts
         for i, c in enumerate(classes)
     }
+    ways |= {name: partial(_outcome, own[..., 3 * i : 3 * i + 3]) for i, name in enumerate(outcomes)}
     if unknown := sorted(set(names) - set(ways)):
         raise InputError(
             f"unknown metrics {', '.join(unknown)}: expected some of {', '.join([*metrics.RANKED, *ways])}"
@@ -199,43 +235,62 @@ def scores(totals: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> 
     return {name: ways[name]() for name in names}
 
 
-def sums(part: Part, classes: int, names: Sequence[str]) -> np.ndarray:
+def _outcome(sums: np.ndarray) -> np.ndarray:
+    top, bottom, there = np.moveaxis(sums, -1, 0)
+    return np.where(there > 0, _ratio(top, bottom), np.nan)
+
+
+def sums(sample: Sample, part: Part, names: Sequence[str]) -> np.ndarray:
     """Return the tally of a part (groups, M, T), without what no metric of ``names`` needs."""
-    return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., : 3 * classes]
+    counts = 3 * (len(sample.classes) + len(sample.outcomes))
+    return part.tally if set(names) & set(metrics.CALIBRATION) else part.tally[..., :counts]
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a / np.where(b == 0, 1, b)  # 0 / 0 = 0: a class that nobody answers
 
 
+def _runs(unit: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weights (runs, b) of runs of images, the first up to ``ends[0]`` and so on; of images (n,) whose units have weights (U, b)."""
+    n = ends[-1]
+    return sparse.csr_array((np.ones(n), unit[:n], np.r_[0, ends]), (len(ends), len(weights))) @ weights
+
+
 def auroc(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the one-vs-rest AUROC (b,) of images (n,) whose units have weights (U, b); NaN where one side is empty."""
-    order = np.flatnonzero(~positive)[np.argsort(score[~positive], kind="stable")]
-    below = np.zeros((len(order) + 1, weights.shape[1]))
-    np.cumsum(weights[unit[order]], axis=0, out=below[1:])
-    first, last = (np.searchsorted(score[order], score[positive], side) for side in ("left", "right"))
-    w = weights[unit[positive]]
+    if positive.all() or not positive.any():
+        return np.full(weights.shape[1], np.nan)
+    (up, own), (down, other) = (
+        (score[of][order], unit[of][order]) for of in (positive, ~positive) for order in [np.argsort(score[of])]
+    )
+    last = np.flatnonzero(np.diff(up, append=np.nan))
+    ends = np.stack([np.searchsorted(down, up[last], side) for side in ("left", "right")], axis=1)
+    w, below = _runs(own, last + 1, weights), np.cumsum(_runs(other, np.r_[ends.ravel(), len(down)], weights), axis=0)
     pairs = w.sum(axis=0) * below[-1]
-    return np.einsum("nb,nb->b", w, below[first] + below[last]) / 2 / np.where(pairs > 0, pairs, np.nan)
+    return np.einsum("nb,nb->b", w, below[:-1:2] + below[1::2]) / 2 / np.where(pairs > 0, pairs, np.nan)
 
 
 def average_precision(positive: np.ndarray, score: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the average precision (b,) of images (n,) whose units have weights (U, b); NaN where one side is empty."""
-    order = np.argsort(-score, kind="stable")
+    if positive.all() or not positive.any():
+        return np.full(weights.shape[1], np.nan)
+    order = np.argsort(-score)
     last = np.flatnonzero(np.diff(score[order], append=np.nan))  # images of one score are answered together
-    w = weights[unit[order]]
-    right, answered = (np.cumsum(part, axis=0)[last] for part in (w * positive[order, None], w))
-    steps, total = np.diff(right, axis=0, prepend=0), right[-1]
-    found = (steps * _ratio(right, answered)).sum(0) / np.where(total > 0, total, np.nan)
-    return np.where(answered[-1] > total, found, np.nan)
+    found = np.cumsum(positive[order])[last]
+    grown = np.diff(found, prepend=0) > 0  # where the recall grows: it stands still between
+    answered = np.cumsum(_runs(unit[order], np.r_[last[grown] + 1, len(order)], weights), axis=0)
+    gained = _runs(unit[order][positive[order]], found[grown], weights)
+    right = np.cumsum(gained, axis=0)
+    precision, total = _ratio(right, answered[:-1]), right[-1]
+    return np.where(answered[-1] > total, (gained * precision).sum(0) / np.where(total > 0, total, np.nan), np.nan)
 
 
 def evaluate(sample: Sample, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return each metric (P, b, M) of every part, fold by fold and seed by seed, under group weights (b, G)."""
     tables, classes, tallied = [], list(sample.classes.values()), [n for n in names if n not in metrics.RANKED]
     for part in sample.parts:
-        totals = np.tensordot(weights[:, part.groups], sums(part, len(classes), names), 1)
-        table = scores(totals, classes, tallied)
+        totals = np.tensordot(weights[:, part.groups], sums(sample, part, names), 1)
+        table = scores(totals, classes, tallied, sample.outcomes)
         for name in set(names) & set(metrics.RANKED):
             found = [ranked(name, sample, part, p, part.unit, weights.T) for p in part.probability]
             table[name] = np.stack(found, 1)

@@ -17,7 +17,7 @@ scikit-learn's, to rounding.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import pandas as pd
 from scipy import special, stats
 
 from fpbench import metrics
-from fpbench.analysis.samples import Part, Sample, evaluate, make_sample, ranked, samples, scores, sums
+from fpbench.analysis.samples import Part, Sample, by_rank, evaluate, make_sample, ranked, samples, scores, sums
 from fpbench.analysis.scoring import MODEL, VIEW
 from fpbench.errors import InputError
 from fpbench.files.progress import Progress
@@ -197,7 +197,7 @@ def intervals(boot: Bootstrap, methods: Sequence[str] = METHODS, level: float = 
     sample, rows = boot.sample, []
     for metric, i, method in product(boot.draws, range(len(sample.models)), methods):
         draws, value, left_out = boot.draws[metric][:, i], boot.folds[metric][:, i].mean(), boot.jackknife[metric][:, i]
-        low, high, reason = interval(draws, value, left_out, sample.stratum, method, level, sample.why(value))
+        low, high, reason = interval(draws, value, left_out, sample.stratum, method, level, sample.why(value, metric))
         row = _about(boot, metric, i) | {"value": value, "method": method}
         rows.append(row | {"low": low, "high": high, "reason": reason})
     return pd.DataFrame(rows)
@@ -215,10 +215,12 @@ def permutation(
 ) -> dict[str, np.ndarray]:
     """Return two-sided p (P,) of each metric for pairs (P, 2) of models.
 
-    Within each group the two models are swapped, or not, for all folds and seeds at once. p = (1 + swaps with at least the
-    observed difference) / (1 + permutations), so it is never 0; NaN where the difference is, or with one group.
+    Within each group the two models are swapped, or not, for all folds and seeds at once; of metrics.RANKED, the ranks of their images
+    within fold and seed, so that no scale matters. p = (1 + swaps with at least the observed difference) / (1 + permutations), so it is
+    never 0; NaN where the difference is, or with one group.
     """
     rng, groups = np.random.default_rng(seed), len(sample.groups)
+    sample = by_rank(sample) if set(names) & set(metrics.RANKED) else sample
     observed = _swapped(sample, np.zeros((1, groups)), pairs, names)
     hits = dict.fromkeys(names, 1)
     for start in range(0, permutations, block):
@@ -234,10 +236,10 @@ def _swapped(sample: Sample, swap: np.ndarray, pairs: Sequence, names: Sequence[
     found: dict[str, Any] = dict.fromkeys(names, 0.0)  # numbers until the first fold is added
     classes, tallied = list(sample.classes.values()), [n for n in names if n not in metrics.RANKED]
     for part in sample.parts:
-        tally = sums(part, len(classes), names)
+        tally = sums(sample, part, names)
         marked, whole = np.tensordot(swap[:, part.groups], tally, 1), tally.sum(0)
         shift = marked[:, b] - marked[:, a]
-        one, two = (scores(total, classes, tallied) for total in (whole[a] + shift, whole[b] - shift))
+        one, two = (scores(total, classes, tallied, sample.outcomes) for total in (whole[a] + shift, whole[b] - shift))
         for name in set(names) & set(metrics.RANKED):
             one[name], two[name] = _swapped_ranked(name, sample, part, swap, pairs)
         found = {name: value + (one[name] - two[name]) / len(sample.parts) for name, value in found.items()}
@@ -253,34 +255,45 @@ def _swapped_ranked(name: str, sample: Sample, part: Part, swap: np.ndarray, pai
 
 
 def differences(
-    boot: Bootstrap, protocols: Sequence[str] = (), method: str = METHODS[0], level: float = 0.95, seed: int = 0
+    boot: Bootstrap,
+    protocols: Sequence[str] = (),
+    method: str = METHODS[0],
+    level: float = 0.95,
+    seed: int = 0,
+    across: bool = False,
 ) -> pd.DataFrame:
     """Return the differences of all pairs of encoders of each protocol (default: of all), on the resamples of ``boot``.
+
+    ``across``: of all pairs of models, of those protocols, for a question in which an encoder comes with the way it is trained; Holm is over
+    all of them.
 
     Returns
     -------
     pandas.DataFrame
-        Columns MODEL, VIEW, metric, resamples (and as many permutations), groups, other (encoder), value (encoder minus
-        other), method, low, high, p (group permutation), p_holm (over the pairs of this protocol, view and metric),
-        p_nadeau_bengio (secondary; ``crossval`` in-domain alone, else NaN), reason (of NaN in low and high). No rows
+        Columns MODEL, VIEW, metric, resamples (and as many permutations), groups, other (encoder; with ``across`` other_protocol
+        too), value (encoder minus other), method, low, high, p (group permutation), p_holm (over the pairs of this protocol,
+        view and metric), p_nadeau_bengio (secondary; ``crossval`` in-domain alone, else NaN), reason (of NaN in low and high). No rows
         where a protocol has one encoder.
     """
     sample, rows, most = boot.sample, [], max(map(len, boot.draws.values()))
-    for name, members in sample.families.items():
-        pairs = list(combinations(members, 2)) if name in (protocols or sample.families) else []
+    wanted = [members for name, members in sample.families.items() if name in (protocols or sample.families)]
+    for members in [sorted(chain(*wanted))] if across else wanted:
+        pairs = list(combinations(members, 2))
         for names, total in _turns(boot.draws, most) if pairs else ():
             p = permutation(sample, pairs, names, total, seed)
             for name, (k, (a, b)) in product(names, enumerate(pairs)):
                 draws, folds, out = (x[name][:, a] - x[name][:, b] for x in (boot.draws, boot.folds, boot.jackknife))
-                why = sample.why(folds.mean())
+                why = sample.why(folds.mean(), name)
                 low, high, reason = interval(draws, folds.mean(), out, sample.stratum, method, level, why)
                 row = _about(boot, name, a, b) | {"other": sample.models[b][0], "value": folds.mean()}
+                row |= {"other_protocol": sample.models[b][1]} if across else {}
                 row |= {"method": method, "low": low, "high": high, "p": p[name][k], "p_holm": holm(p[name])[k]}
                 by_fold = folds.reshape(-1, sample.runs).mean(1)
                 fold_test = nadeau_bengio(by_fold, sample.test_share) if sample.stratum.any() else np.nan
                 rows.append(row | {"p_nadeau_bengio": fold_test, "reason": reason})
     about = _about(boot, next(iter(boot.draws)), 0)
-    columns = [*about, "other", "value", "method", "low", "high", "p", "p_holm", "p_nadeau_bengio", "reason"]
+    other = ["other", "other_protocol"] if across else ["other"]
+    columns = [*about, *other, "value", "method", "low", "high", "p", "p_holm", "p_nadeau_bengio", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -298,7 +311,7 @@ def ranking(boot: Bootstrap) -> pd.DataFrame:
     for metric, members in product(boot.draws, sample.families.values()):
         sign = -1 if metric in metrics.CALIBRATION else 1
         value, draws = sign * boot.folds[metric].mean(0)[members], sign * boot.draws[metric][:, members]
-        reasons = [flaw(c, sample.stratum, sample.why(0.0)) for c in (draws - draws.mean(1, keepdims=True)).T]
+        reasons = [flaw(c, sample.stratum, sample.why(0.0, metric)) for c in (draws - draws.mean(1, keepdims=True)).T]
         reason = "one encoder: nothing to rank" if len(members) < 2 else reasons[0] if all(reasons) else ""
         first = draws >= draws.max(axis=1, keepdims=True) - SAME
         rank1 = np.full(len(members), np.nan) if reason else (first / first.sum(axis=1, keepdims=True)).mean(0)

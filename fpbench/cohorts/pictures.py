@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|dcm|dicom)(?=(#\d+)?$)", re.I)
+SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|dcm|dicom|mha)(?=(#\d+)?$)", re.I)
 FRAME = re.compile(r"#\d+$")
 MOST = 300_000  # files that are looked at
 

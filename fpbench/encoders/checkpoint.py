@@ -187,7 +187,7 @@ class _Stub:
     __init__ = __setstate__ = __setitem__ = append = extend = add = _nothing
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]  # the one in Python: that in C makes room for any memo number
+class _Unpickler(pickle._Unpickler):  # the one in Python: that in C makes room for any memo number
     """Knows tensors and tables; everything else becomes a stub; what could run a command is refused."""
 
     def find_class(self, module: str, name: str) -> Any:

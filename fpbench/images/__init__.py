@@ -3,18 +3,18 @@
 Arrays are uint8, ``(H, W)`` for grey and ``(H, W, 3)`` RGB for truly coloured pictures; a colour file whose three channels
 are equal is grey. Nothing here knows cohorts: it works on lists of paths, where ``FILE#k`` is frame k of a stack.
 
-``raster`` reads PNG, JPEG, BMP and TIFF, ``dicom`` (by way of ``tags``) DICOM, ``decoding`` chooses between them, ``geometry``
-makes squares, ``filling`` all squares that are wanted in one pass. A picture is read as it is or refused; what had to be done to it is
-a note of ``scan``.
+``raster`` reads PNG, JPEG, BMP and TIFF, ``dicom`` (by way of ``tags``) DICOM, ``mha`` MetaImage, ``decoding`` chooses between them,
+``walking`` goes over many of them in threads, ``geometry`` makes squares, ``filling`` all squares that are wanted in one pass. A picture
+is read as it is or refused; what had to be done to it is a note of ``scan``.
 
 A picture is decoded twice, however many encoders look at it: by ``scan`` (with its thumbnail), and by the pass that makes squares. The
 two stay apart, since the name and the shape of an array follow from the pixels and the colour of all its pictures, and since who only
-counts and cuts folds shall not wait for gigabytes of squares.
+counts and cuts folds shall not wait for gigabytes of squares. Each time a compressed stack is inflated once for all its frames.
 """
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ import pandas as pd
 from fpbench.errors import InputError
 from fpbench.files import artifacts, hashes, machine, paths, progress
 from fpbench.files.progress import Progress
-from fpbench.images import decoding, dicom, filling, raster
+from fpbench.images import decoding, dicom, filling, raster, walking
 from fpbench.images.decoding import decode, file_of
 from fpbench.images.geometry import BORDERS, INTERPOLATIONS, KINDS, OPENCV, PILLOW, THUMBNAIL, TORCH, Geometry
 from fpbench.images.raster import FORMATS, MAX_PIXELS, ImageError, to_array
@@ -36,14 +36,27 @@ __all__ = [
 ]  # fmt: skip
 
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
-LOOKS = 3  # of the columns and refusals of ``scan``; raise it when they change, so that it looks again
+LOOKS = 4  # of the columns and refusals of ``scan``; raise it when they change, so that it looks again
 SCAN = ("sha256", "pixels", "width", "height", "coloured", "error", "note")
 
 
 def damaged(files: Sequence[Path], bits: int = 0) -> list[str]:
     """Return what is wrong with each file that is no whole picture, also by the checksums that decoding skips."""
-    found = _parallel(lambda path: decoding.damage(path, bits), files, "opening pictures")
+    found = [""] * len(files)
+
+    def look(group: list[int]) -> Iterator[None]:
+        said = decoding.damages(paths := [files[row] for row in group], bits).removeprefix(paths[0].name)
+        for row in group:
+            found[row] = said and files[row].name + said
+            yield
+
+    _walk(look, files, "opening pictures")
     return [damage for damage in found if damage]
+
+
+def _walk(work: Callable[[list[int]], Iterator], files: Sequence[Path], title: str) -> None:
+    for _ in Progress(walking.walk(work, walking.groups(files)), total=len(files), desc=title, unit="image"):
+        pass
 
 
 def _parallel(function: Callable, items: Sequence, title: str) -> list:
@@ -88,7 +101,18 @@ def scan(files: Sequence[Path], bits: int = 0, small: Geometry | None = None) ->
 
 def _scan(path: Path, files: Sequence[Path], sums: list[str], bits: int, small: Geometry | None) -> None:
     """Write what ``scan`` reads, and the small pictures."""
-    rows = _parallel(_look, [(file, bits, small) for file in files], "looking at pictures")
+    rows: list[tuple] = [()] * len(files)
+
+    def look(group: list[int]) -> Iterator[None]:
+        try:
+            for row, (picture, said) in zip(group, decoding.looks([files[row] for row in group], bits), strict=True):
+                rows[row] = _seen(picture, said, small)
+                yield
+        except ImageError as error:  # in words that are the same wherever the files lie
+            for row in group:
+                rows[row] = "", 0, 0, False, str(error).removeprefix(f"{files[group[0]]}: "), "", None
+
+    _walk(look, files, "looking at pictures")
     looked = [row[:-1] for row in rows]
     frame = pd.DataFrame(looked, columns=SCAN[1:]).astype({"width": "int32", "height": "int32", "coloured": bool})
     frame.insert(0, "sha256", sums)
@@ -133,12 +157,7 @@ def _sums(files: Sequence[Path]) -> list[str]:
     return [sums[file] if frame is None else artifacts.digest([sums[file], frame]) for file, frame in named]
 
 
-def _look(asked: tuple[Path, int, Geometry | None]) -> tuple:
-    file, bits, small = asked
-    try:
-        picture, said = decoding.look(file, bits)
-    except ImageError as error:
-        return "", 0, 0, False, str(error).removeprefix(f"{file}: "), "", None  # the same wherever the files lie
+def _seen(picture: np.ndarray, said: list[str], small: Geometry | None) -> tuple:
     content = hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()
     square = small(picture) if small else None
     return content, picture.shape[1], picture.shape[0], picture.ndim == 3, "", "; ".join(said), square

@@ -1,18 +1,20 @@
 """From a file to an array: which file, which frame, which reader.
 
-A frame of any stack (a DICOM cine loop, a TIFF of several pages, an animated PNG) is named ``FILE#k``, k from 0: the path is
+A frame of any stack (a DICOM cine loop, a .mha, a TIFF of several pages, an animated PNG) is named ``FILE#k``, k from 0: the path is
 cut at its last ``#`` if only digits follow, unless a file of the whole name is there.
 """
 
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from fpbench import extras
-from fpbench.images import dicom, raster
+from fpbench.images import dicom, mha, raster
 from fpbench.images.raster import FORMATS, ImageError
 
 NAMED = re.compile(r"(.+)#([0-9]{1,9})", re.DOTALL)
@@ -39,7 +41,7 @@ def decode(path: Path, bits: int = 0) -> np.ndarray:
     Parameters
     ----------
     path
-        PNG, JPEG, BMP, TIFF; DICOM where the extra ``dicom`` is installed.
+        PNG, JPEG, BMP, TIFF, MetaImage (.mha); DICOM where the extra ``dicom`` is installed.
     bits
         How many bits of a picture of more than 8 are used: 0 to 2^bits - 1 becomes 0 to 255. 0: such a picture is refused.
         8-bit pictures and DICOM, which says so itself, are not touched by it.
@@ -58,12 +60,44 @@ def look(path: Path, bits: int = 0) -> tuple[np.ndarray, list[str]]:
     """Return what ``decode`` does, and notes of what was done to the picture on the way."""
     raster.check_bits(bits)
     file, frame = split(path)
+    with _refusing(path), open(file, "rb") as handle, raster.whole_files():
+        if dicom.is_dicom(handle, file.suffix):
+            return dicom.read(handle, frame)
+        if mha.is_mha(handle, file.suffix):
+            return mha.read(handle, frame)
+        with Image.open(handle, formats=FORMATS) as image:
+            return raster.read(image, frame, bits)
+
+
+def looks(paths: Sequence[Path], bits: int = 0) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Yield what ``look`` returns of each path: one, or frames of one file that is ``stacked``, by number, read in one go.
+
+    The last one is yielded when the whole file is known to be sound; an error that comes before is one of all frames.
+    """
+    if len(paths) == 1:
+        yield look(paths[0], bits)
+        return
+    named = [split(path) for path in paths]
+    with _refusing(paths[0]), open(named[0][0], "rb") as handle:
+        for picture in mha.frames(handle, [frame or 0 for _, frame in named]):
+            yield picture, []
+
+
+def stacked(file: Path) -> int:
+    """Return how many frames a file holds that must be read from its start (a .mha); 0 for any other, and what is none."""
     try:
-        with open(file, "rb") as handle, raster.whole_files():
-            if dicom.is_dicom(handle, file.suffix):
-                return dicom.read(handle, frame)
-            with Image.open(handle, formats=FORMATS) as image:
-                return raster.read(image, frame, bits)
+        with open(file, "rb") as handle:
+            whole = mha.is_mha(handle, file.suffix) and not dicom.is_dicom(handle, file.suffix)
+            return mha.head(handle).depth if whole else 0
+    except (OSError, ImageError):  # ``look`` says why
+        return 0
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Let nothing but ImageError out, which names the path."""
+    try:
+        yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except (extras.MissingExtra, MemoryError):
@@ -74,10 +108,17 @@ def look(path: Path, bits: int = 0) -> tuple[np.ndarray, list[str]]:
 
 def damage(path: Path, bits: int = 0) -> str:
     """Return what is wrong with a file that is no whole picture, also by the checksums that decoding skips; or nothing."""
+    return damages([path], bits)
+
+
+def damages(paths: Sequence[Path], bits: int = 0) -> str:
+    """Return what is wrong with a picture, or with the frames of a file that ``looks`` reads together; or nothing."""
+    path = paths[0]
     try:
-        look(path, bits)
-        with open(file_of(path), "rb") as handle, raster.whole_files():
-            if not dicom.is_dicom(handle, file_of(path).suffix):
+        for _ in looks(paths, bits):
+            pass
+        with open(file := file_of(path), "rb") as handle, raster.whole_files():
+            if not dicom.is_dicom(handle, file.suffix) and not mha.is_mha(handle, file.suffix):
                 with Image.open(handle, formats=FORMATS) as image:
                     image.verify()
     except ImageError as error:
@@ -91,5 +132,5 @@ def damage(path: Path, bits: int = 0) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"none of {KNOWN}, DICOM"
+        return f"none of {KNOWN}, DICOM, MetaImage"
     return str(error)[:300] if isinstance(error, SAYING) else type(error).__name__

@@ -3,7 +3,8 @@
 An array in the making is a file of one process alone (``.part``); beside it lies a note of the SHA-256 of the rows that are whole. A
 process that is killed leaves both: the next one takes the file over, believes the rows that the note vouches for, and makes the others.
 Nobody reads such a file. When its rows are whole an array is sealed by itself as ``files.artifacts`` has it, so that its bytes are
-those of an array made alone. Memory: one picture per thread, however many there are.
+those of an array made alone. Memory: one picture per thread, however many there are. The rows of a stack that is inflated in one go are
+whole together, when its end is known to be sound.
 """
 
 import hashlib
@@ -12,16 +13,15 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 
 from fpbench.errors import InputError
-from fpbench.files import artifacts, machine
+from fpbench.files import artifacts
 from fpbench.files.progress import Progress
-from fpbench.images.decoding import decode
+from fpbench.images import decoding, walking
 from fpbench.images.geometry import Geometry
 
 EVERY = 5.0  # seconds between two notes
@@ -91,15 +91,15 @@ class Array:
                 if known and hashlib.sha256(os.pread(self.file.fileno(), self.bytes, place)).hexdigest() == known:
                     self.sums[row] = known
 
-    def put(self, row: int, picture: np.ndarray) -> None:
-        """Write one row; several threads may."""
+    def put(self, row: int, picture: np.ndarray) -> str:
+        """Write one row, and return its SHA-256; several threads may."""
         square = self.geometry(picture)
         square = square if square.ndim == len(self.shape) - 1 else square[..., None]
         content = np.ascontiguousarray(np.broadcast_to(square, self.shape[1:])).data.cast("B")
         done = 0
         while done < len(content):
             done += os.pwrite(self.file.fileno(), content[done:], self.start + row * self.bytes + done)
-        self.sums[row] = hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(content).hexdigest()
 
     def note(self) -> None:
         """Note which rows are whole."""
@@ -149,23 +149,28 @@ def _decode(arrays: Sequence[Array], files: Sequence[Path], bits: int) -> None:
     """Decode every picture that some array lacks, for all that lack it."""
     first, noted = arrays[0], time.monotonic()
 
-    def place(row: int) -> None:
-        picture = decode(files[row], bits)
-        for array in arrays:
-            if not array.failed and not array.sums[row]:
-                try:
-                    array.put(row, picture)
-                except Exception:
-                    if array is first:
-                        raise
-                    array.failed = True
+    def place(group: list[int]) -> Iterator[None]:
+        put: list[tuple[Array, int, str]] = []
+        for row, (picture, _) in zip(group, decoding.looks([files[row] for row in group], bits), strict=True):
+            for array in arrays:
+                if not array.failed and not array.sums[row]:
+                    try:
+                        put.append((array, row, array.put(row, picture)))
+                    except Exception:
+                        if array is first:
+                            raise
+                        array.failed = True
+            if row == group[-1]:  # with its last frame a stack is known to be whole
+                for array, whole, content in put:
+                    array.sums[whole] = content
+            yield
 
     lacking = [row for row in range(len(files)) if not all(array.sums[row] for array in arrays)]
     kind = f"{first.geometry.kind} {first.geometry.size}" if len(arrays) == 1 else f"{len(arrays)} geometries"
     done, title = len(files) - len(lacking), f"decoding to {kind}"
     bar = Progress(total=len(files), initial=done, desc=title, unit="image")
-    with ThreadPoolExecutor(machine.workers()) as pool, bar:
-        for _ in pool.map(place, lacking):
+    with bar:
+        for _ in walking.walk(place, walking.groups(files, lacking)):
             bar.update()
             if time.monotonic() - noted > EVERY:
                 for array in arrays:

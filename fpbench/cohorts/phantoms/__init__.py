@@ -153,7 +153,7 @@ def _source(real: Source, kind: str, entries: list[Entry], name: str = "", **dra
     return replace(drawn, counts=counts(entries), csv_sha256="", prepare=prepare, prepared=prepared)
 
 
-SOURCES = (
+SOURCES: tuple[Source, ...] = (
     _source(spain.SOURCE, "spain", spain_entries()),
     _source(africa.SOURCE, "africa", africa_entries()),
 )
