@@ -24,7 +24,7 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
-KNOWN = (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES)
+KNOWN = (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
 SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 

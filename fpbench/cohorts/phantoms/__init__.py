@@ -4,7 +4,7 @@ Everything downstream (loaders, audit, splits, notebooks, CI) must run offline, 
 the real archives. This package writes such bytes. It is a tour and a regression fixture, never evidence: each picture says
 PHANTOM in its lower left corner, and `phantom.json` beside the table says who made it.
 
-Contents: ``ensure`` (draw a cohort), ``planted`` (its copies), ``SOURCES``; `facts` (what is planted), `layout` (who has which
+Contents: ``ensure`` (draw a cohort), ``planted`` (its copies), ``SOURCES`` and ``MORE``; `facts` (what is planted), `layout` (who has which
 image), `canvas`, `scenes` and `drawing` (one picture).
 """
 
@@ -153,14 +153,14 @@ def _source(real: Source, kind: str, entries: list[Entry], name: str = "", **dra
     return replace(drawn, counts=counts(entries), csv_sha256="", prepare=prepare, prepared=prepared)
 
 
-SOURCES: tuple[Source, ...] = (
+SOURCES = (
     _source(spain.SOURCE, "spain", spain_entries()),
     _source(africa.SOURCE, "africa", africa_entries()),
 )
 # of other seeds, so that nobody of them is in the demo's, each first drawn when the recipe of its study was fixed: brains alone
 # (demo-brain), and enough patients to tell two networks apart (demo-origins)
-MORE: dict[str, dict[str, Any]] = {
+DRAWN: dict[str, dict[str, Any]] = {
     "brain": {"seed": 4, "patients": 500, "only": "tvcb"},
     "spain-large": {"seed": 5, "patients": 250},
 }
-SOURCES += tuple(_source(spain.SOURCE, "spain", spain_entries(**how), name, **how) for name, how in MORE.items())
+MORE = tuple(_source(spain.SOURCE, "spain", spain_entries(**how), name, **how) for name, how in DRAWN.items())
