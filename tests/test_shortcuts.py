@@ -75,6 +75,15 @@ def test_what_a_side_question_shares_with_the_others_is_computed_once(cohorts, m
     assert replace(bench.splits, frame=moved).digest() != bench.splits.digest()
 
 
+def test_probes_that_choose_among_other_strengths_are_other_runs(cohorts):
+    bench = bench_of(cohorts)
+    fewer = replace(bench, strengths=bench.strengths[::3])
+    assert len({bench.run_key, fewer.run_key, replace(bench, strengths=bench.strengths[::9]).run_key}) == 3
+    files = probing.run_probe(fewer, "logistic", question="fewer")
+    curve = artifacts.checked(files[0])["chosen"]["curve"]
+    assert [strength for strength, _ in curve] == bench.strengths[::3].tolist()
+
+
 def test_codes_are_those_of_the_values_in_whatever_they_come(cohorts):
     home, task = cohorts[0].frame, load_study("demo").the_task
     words = [*home["plane"][:50], None, "liver"]

@@ -49,8 +49,9 @@ class Bench:
 
     @property
     def run_key(self) -> str:
-        """Return a digest of what a run depends on: ``key``, and the seed where it is not the study's."""
-        return self.key if self.seed == self.study.seed else artifacts.digest([self.key, "seed", self.seed])
+        """Return a digest of what a run depends on: ``key``, and seed and strengths where they are not the study's and all."""
+        key = self.key if self.seed == self.study.seed else artifacts.digest([self.key, "seed", self.seed])
+        return key if self.strengths is GRID else artifacts.digest([key, "strengths", self.strengths.tolist()])
 
     def of_seed(self, seed: int) -> "Bench":
         """Return the bench of a run with another seed, and where its encoder was pretrained with it the encoder of that seed.

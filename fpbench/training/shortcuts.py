@@ -50,7 +50,7 @@ def targets(bench: Bench) -> dict[tuple[str, str], tuple[Task, list[Path]]]:
             name = cohort.source.population
             task = Task(column, column, values, train=name)
             cut = splits.make_splits(cohort, task, "crossval", folds, bench.study.seed)
-            key = artifacts.digest([bench.key, name, column, cut.digest(), "coarse"])
+            key = artifacts.digest([bench.key, name, column, cut.digest()])
             asked = replace(bench, task=task, home=cohort, external=(), splits=cut, key=key, strengths=COARSE)
             found[name, column] = task, run_probe(asked, "logistic", question=f"{name}-{column}")
     return found
@@ -78,8 +78,7 @@ def without_each(bench: Bench, column: str = "machine") -> pd.DataFrame:
             continue
         for trained, folds in (("without it", own), ("as few images", few)):
             question = f"{trained} {value}"
-            key = artifacts.digest([bench.key, question, "coarse"])
-            asked = replace(bench, external=(), key=key, strengths=COARSE)
+            asked = replace(bench, external=(), key=artifacts.digest([bench.key, question]), strengths=COARSE)
             files = run_probe(asked, "logistic", folds, re.sub(r"\W+", "-", question))
             parts.append(predictions.read(files, bench.task).assign(**{column: value, "trained": trained}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
