@@ -132,6 +132,14 @@ def sources(study: Study) -> list[Source]:
     return found
 
 
+def has_sweeps(study: Study) -> bool:
+    """Return whether the pictures of the cohort that trains are frames of blind sweeps, whose quality is looked at."""
+    task = study.the_task
+    return any(one.population == task.train and "sweep" in one.further for one in sources(study)) and bool(
+        task.positive
+    )
+
+
 def hold(study: Study, known: list[Source]) -> None:
     """Raise InputError unless names and populations are different, one trains, and ``tests`` of the study are among them."""
     names, populations = [source.name for source in known], [source.population for source in known]

@@ -48,8 +48,8 @@ def verdicts(boots: Iterable[Bootstrap], task: Task) -> pd.DataFrame:
                 draws.get((task.train, *boot.sample.view[1:])), task, claim.protocol
             )  # on the same classes
             found = {name: home[name] - value for name, value in found.items() if name in home}
-        outcome = _outcome(claim.kind, found, claim.encoders.split())
-        rows.append((claim.claim, claim.population.capitalize(), ", ".join(found) or "none", *outcome))
+        judged = outcome(claim.kind, found, claim.encoders.split())
+        rows.append((claim.claim, claim.population.capitalize(), ", ".join(found) or "none", *judged))
     return pd.DataFrame(rows, columns=["claim", "cohort", "encoders", "probability", "outcome", "reason"])
 
 
@@ -72,7 +72,11 @@ def _headline(boot: Bootstrap | None, task: Task, protocol: str) -> dict[str, np
     return {name.removesuffix("-mini"): boot.draws[task.headline][:, i] for i, (name, of) in models if of == protocol}
 
 
-def _outcome(kind: str, draws: dict[str, np.ndarray], named: list[str]) -> tuple[float, str, str]:
+def outcome(kind: str, draws: dict[str, np.ndarray], named: list[str]) -> tuple[float, str, str]:
+    """Return probability, outcome and reason of a claim about some of the models whose resampled scores (resamples,) are given.
+
+    ``kind``: the ``named`` are *best*, each above all others (of losses: their *gap* is the largest), or one of them is *below* a natural one.
+    """
     rivals = [name for name in (NATURAL if kind == "below" else draws) if name in draws and name not in named]
     named_here = [name for name in named if name in draws]
     if not rivals or (len(named_here) < len(named) and kind != "below") or not named_here:
@@ -87,8 +91,8 @@ def _outcome(kind: str, draws: dict[str, np.ndarray], named: list[str]) -> tuple
     else:  # best: above all others; gap: the losses of the named ones are the largest
         holds = ours.min(axis=1) > others.max(axis=1) + SAME
         support = holds.mean()
-    outcome = "supported" if support >= 1 - ALPHA else "not supported" if holds.mean() <= ALPHA else "undecided"
-    return float(holds.mean()), outcome, ""
+    verdict = "supported" if support >= 1 - ALPHA else "not supported" if holds.mean() <= ALPHA else "undecided"
+    return float(holds.mean()), verdict, ""
 
 
 def sentences(pairs: pd.DataFrame) -> list[str]:

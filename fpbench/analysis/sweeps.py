@@ -15,7 +15,8 @@ negative. Every number names its unit (``units``). The score of a frame is the p
 Both thresholds are chosen on validation rows, for each fold model (``thresholds``); a score at the threshold is an answer. Frames that tie
 for the best score share the first place: the outcome is the mean over them, whatever the order of rows.
 
-Contents: ``thresholds``, ``counts``, ``measured`` (samples whose outcomes these are), ``bootstraps``, ``intervals``, ``differences``.
+Contents: ``scored`` (the frames), ``thresholds``, ``counts``, ``measured`` (samples whose outcomes these are), ``bootstraps``, ``intervals``,
+``differences``; ``precision_recall``, ``examples`` and ``worst`` for figures.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,9 @@ import pandas as pd
 
 from fpbench import metrics, predictions
 from fpbench.analysis import samples, statistics
+from fpbench.analysis.samples import Part, Sample
 from fpbench.analysis.scoring import MODEL, RUN, spaces
-from fpbench.analysis.statistics import Bootstrap, Sample
+from fpbench.analysis.statistics import Bootstrap
 from fpbench.errors import InputError
 from fpbench.tasks import Task
 
@@ -42,6 +44,7 @@ PREVALENCE, NEVER, FALSE = "prevalence", "accuracy of never", "false frames a sw
 FACTS = (PREVALENCE, NEVER, FALSE)  # beside the scores; no model is better for them
 SENSITIVITY, SELECTION = "sensitivity at one false frame a sweep", "selection score among annotated sweeps"
 BEST_USABLE, BEST_OPTIMAL = "best frame usable", "best frame optimal"
+SLACK = 1e-9  # of a recall that is reached but for rounding
 
 
 def units(task: Task) -> dict[str, str]:
@@ -72,7 +75,7 @@ def thresholds(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
     InputError
         As ``measured``.
     """
-    return _thresholds(_checked(predicted, task))
+    return _thresholds(scored(predicted, task))
 
 
 def _thresholds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +109,7 @@ def counts(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
         One row per population. Columns population, groups; of cases, (annotated) sweeps and frames how many, ``... usable`` and
         ``... optimal``: those that are, or hold one; cases left out (of the selection score), frames positive (of the task).
     """
-    rows = _checked(predicted, task)
+    rows = scored(predicted, task)
     frames = rows[rows["split"] == "test"].drop_duplicates(["population", *COLUMNS[:3]])
     found = []
     for population, part in frames.groupby("population"):
@@ -138,7 +141,7 @@ def measured(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
         A column is missing or holds something else; a case has frames of two groups; two frames stand at one position; y_true does not
         follow from the quality; a model has no logits, or no validation rows, or none of them is positive; or as ``samples``.
     """
-    rows = _checked(predicted, task)
+    rows = scored(predicted, task)
     chosen = _thresholds(rows).set_index([*MODEL, *RUN])
     test, own = rows[rows["split"] == "test"], spaces(task, rows)
     whole = [(population, task.space(classes), "open", "as published") for population, classes in own.items()]
@@ -223,8 +226,25 @@ def differences(boots: Sequence[Bootstrap], task: Task, **options: Any) -> pd.Da
     return found.assign(unit=found["metric"].map(units(task)))
 
 
-def _checked(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Return the rows in one order, with score, answered, positive, rank (0: no plane, 2: optimal), case_number and sweep_number; InputError as ``measured``."""
+def scored(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Return the rows in one order, with what is made of them.
+
+    Parameters
+    ----------
+    predicted
+        Rows of predictions files with COLUMNS.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Further columns score (probability of the positive class), answered (the arg-max is positive), positive, rank (0: no plane, 1:
+        sub-optimal, 2: optimal), case_number and sweep_number.
+
+    Raises
+    ------
+    InputError
+        As ``measured``.
+    """
     if len(task.classes) != 2 or not task.positive:
         raise InputError(
             f"task {task.name}: expected two classes, one of them `positive`, found {list(task.classes)} and {task.positive!r}"
@@ -281,3 +301,78 @@ def _refuse(rows: pd.DataFrame, task: Task) -> None:
             f"expected validation rows of every model and fold, for thresholds are chosen on them, found none of {lost[0]}: "
             "read whole predictions files"
         )
+
+
+def precision_recall(
+    sample: Sample, points: int = 101, resamples: int = 200, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Return the precision of every model against recall, the mean over the fold models, with a band by subject.
+
+    Parameters
+    ----------
+    sample
+        Of ``measured``.
+    points
+        How many values of recall, from 0 to 1. The precision at one is that of the highest threshold which reaches it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns MODEL, recall, value, low, high: M x ``points`` rows.
+    """
+    grid, rng = np.linspace(0, 1, points), np.random.default_rng(seed)
+    weights = np.vstack([np.ones(len(sample.groups)), statistics.draw(sample.stratum, resamples, rng)])
+    tables, column = [], list(sample.classes).index(sample.positive)
+    for number, model in enumerate(sample.models):
+        curves = np.mean(
+            [_curve(part, part.probability[number][:, column], sample, weights, grid) for part in sample.parts], 0
+        )
+        low, high = np.nanquantile(curves[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+        about = dict(zip(MODEL, model, strict=True))
+        tables.append(pd.DataFrame({**about, "recall": grid, "value": curves[0], "low": low, "high": high}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _curve(part: Part, score: np.ndarray, sample: Sample, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Return the precision (b, points) of one fold model under weights of groups (b, G); NaN where no frame is positive."""
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[order], append=np.nan))  # frames of one score are answered together
+    positive, unit, found = (part.y == sample.positive)[order], part.unit[order], []
+    for own in weights:
+        answered, right = np.cumsum(own[unit])[last], np.cumsum(own[unit] * positive)[last]
+        if not right[-1]:
+            found.append(np.full(len(grid), np.nan))
+            continue
+        place = np.searchsorted(right, np.maximum(grid * right[-1] * (1 - SLACK), SLACK))
+        found.append(right[place] / answered[place])
+    return np.array(found)
+
+
+def examples(rows: pd.DataFrame, encoder: str, protocol: str) -> list[tuple[str, int]]:
+    """Return (case, sweep) of sweeps to be shown: of those with an optimal frame one where the best-scored frame is optimal, and one where it shows no plane.
+
+    ``rows`` of ``scored``. Of each kind the one whose AUPRC is the median; a kind that does not occur is left out.
+    """
+    mine = rows[(rows["split"] == "test") & (rows["encoder"] == encoder) & (rows["protocol"] == protocol)]
+    found = []
+    for key, part in mine[mine["seed"] == mine["seed"].min()].groupby(["case", "sweep"]):
+        if (part["rank"] == 2).any():
+            best = part.loc[part["score"].idxmax(), "rank"]
+            found.append((*key, best, metrics.average_precision(part["positive"].to_numpy(), part["score"].to_numpy())))
+    table = pd.DataFrame(found, columns=["case", "sweep", "best", "value"]).sort_values(["value", "case", "sweep"])
+    kinds = [kind for best in (2, 0) if len(kind := table[table["best"] == best])]
+    return [(kind["case"].iat[len(kind) // 2], int(kind["sweep"].iat[len(kind) // 2])) for kind in kinds]
+
+
+def worst(rows: pd.DataFrame, encoder: str, protocol: str, most: int = 6) -> pd.DataFrame:
+    """Return the mistakes of which the fold models are surest: ``most`` frames without a plane of the highest scores, and with one of the lowest.
+
+    ``rows`` of ``scored``. One frame of a sweep; columns image_id, quality, score, mistake ("false", "missed").
+    """
+    mine = rows[(rows["split"] == "test") & (rows["encoder"] == encoder) & (rows["protocol"] == protocol)]
+    mean = mine.groupby(["image_id", "case", "sweep", "quality", "positive"], as_index=False)["score"].mean()
+    tables = []
+    for mistake, positive in (("false", False), ("missed", True)):
+        kind = mean[mean["positive"] == positive].sort_values(["score", "image_id"], ascending=[positive, True])
+        tables.append(kind.drop_duplicates(["case", "sweep"]).head(most).assign(mistake=mistake))
+    return pd.concat(tables, ignore_index=True)[["image_id", "quality", "score", "mistake"]]

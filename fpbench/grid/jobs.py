@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from fpbench import results
+from fpbench import loading, results
 from fpbench.errors import InputError
 from fpbench.files import artifacts, paths, progress
 from fpbench.grid.keys import key_parts
@@ -150,9 +150,11 @@ def jobs(study: Study, missing: dict[str, str] | None = None) -> dict[str, Job]:
 
 
 def _called_for(study: Study, rule: str) -> bool:
-    """Return whether a study has what a kind of job is about: two populations, or an adapted encoder."""
+    """Return whether a study has what a kind of job is about: two populations, an adapted encoder, or blind sweeps."""
     if rule == "cross_population":
         return len(study.cohorts) > 1
+    if rule == "image_quality":
+        return loading.has_sweeps(study)
     return rule != "adaptation" or any(spec.pretraining for spec in study.encoders)
 
 

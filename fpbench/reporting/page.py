@@ -16,7 +16,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fpbench import results
+from fpbench import loading, results
 from fpbench.analysis import statistics
 from fpbench.errors import MissingError
 from fpbench.files import artifacts, provenance
@@ -41,7 +41,8 @@ def build(study: Study, out: Path | None = None) -> Path:
         raise MissingError(f"expected tables in {study.folder}, found none: run `fpbench run {study.name}` first")
     layout = yaml.safe_load((HERE / "page.yaml").read_text(encoding="utf-8"))
     told = [artifacts.read_json(path) for path in sorted((study.folder / "findings").glob("*.json"))]
-    layout["sections"] = [one for one in layout["sections"] if not one.get("needs") or getattr(study, one["needs"])]
+    there = {None: True, "pretraining": study.pretraining, "sweeps": loading.has_sweeps(study)}
+    layout["sections"] = [one for one in layout["sections"] if there[one.get("needs")]]
     for section in layout["sections"]:
         section["tables"] = [_table(study, name) for name in section.get("tables", [])]
         section["figures"] = _figures(study, section.get("figures", []))

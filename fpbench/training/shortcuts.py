@@ -2,7 +2,8 @@
 
 Every question is asked by the same probe on the same embeddings, and answered by predictions files like any other, which lie
 apart (``results.path``): another target (machine, operator, picture size, country), training without one machine, pictures with
-their corners blackened, and a model that sees nothing of a picture but its size and borders. What is set beside the probe of whole
+their corners blackened, and models that see nothing of a picture but its size and borders; of a frame of a sweep, nothing but its place,
+its brightness, or the other frames. What is set beside the probe of whole
 pictures chooses among the same strengths; the others, which are set beside one another, among ``recipe.COARSE``.
 """
 
@@ -116,3 +117,43 @@ def masked(bench: Bench, mask: float = MASK) -> dict[str, list[Path]]:
         "masked in the test": run_probe(tested, "logistic", question="masked-test"),
         "masked throughout": run_probe(trained, "logistic", question="masked"),
     }
+
+
+def position(cohort: Cohort) -> np.ndarray:
+    """Return (N, 4 + sweeps): where a frame stands in its sweep, as four cosines, and the number of the sweep."""
+    frame = cohort.frame
+    last = frame.groupby(["case", "sweep"])["position"].transform("max").clip(lower=1)
+    waves = [np.cos(np.pi * k * frame["position"] / last) for k in range(1, 5)]
+    return np.column_stack([*waves, *(frame["sweep"] == k for k in sorted(set(frame["sweep"])))]).astype(np.float32)
+
+
+def brightness(cohort: Cohort) -> np.ndarray:
+    """Return (N, 8): mean, SD and share of black pixels of a frame, and five quantiles of its grey."""
+    x = cohort.array(BORDERS).reshape(len(cohort), -1).astype(np.float32)
+    levels = np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.99], axis=1)
+    return np.column_stack([x.mean(1), x.std(1), (x < DARK).mean(1), *levels]).astype(np.float32)
+
+
+def other_frames(cohort: Cohort, features: np.ndarray) -> np.ndarray:
+    """Return (N, D): the mean embedding of the other frames of the sweep, of embeddings (N, D)."""
+    sweep = cohort.frame.groupby(["case", "sweep"]).ngroup().to_numpy()
+    order, count = np.argsort(sweep, kind="stable"), np.bincount(sweep)
+    total = np.add.reduceat(features[order].astype(np.float64), np.r_[0, np.cumsum(count)[:-1]])
+    return ((total[sweep] - features) / np.maximum(count[sweep] - 1, 1)[:, None]).astype(np.float32)
+
+
+def without_frame(benches: list[Bench]) -> dict[str, list[Path]]:
+    """Answer of every frame of a sweep without having seen it: from its position, from its brightness, from the other frames of its sweep."""
+    first, found = benches[0], {}
+    for name, see in (("position", position), ("brightness", brightness)):
+        seen = {cohort.name: see(cohort) for cohort in first.cohorts}
+        fingerprints = [cohort.fingerprint() for cohort in first.cohorts]
+        key = artifacts.digest([name, first.splits.digest(), first.study.seed, fingerprints])
+        asked = replace(first, encoder=name, embeddings=seen, key=key)
+        found[name] = run_probe(asked, "logistic", question=name)
+    files = []
+    for bench in benches:
+        seen = {cohort.name: other_frames(cohort, bench.embeddings[cohort.name]) for cohort in bench.cohorts}
+        asked = replace(bench, embeddings=seen, key=artifacts.digest([bench.key, "other frames"]))
+        files += run_probe(asked, "logistic", question="other-frames")
+    return found | {"other frames of the sweep": files}
