@@ -65,11 +65,9 @@ def _pictures(ax: Axes, pictures: Sequence[np.ndarray], frames: int, edges: Sequ
         inner.set(xticks=[], yticks=[])
         for spine in inner.spines.values():
             spine.set(color=edge, linewidth=2, visible=True)
-        at = {"xycoords": ax.transAxes, "textcoords": ax.transAxes, "annotation_clip": False}
+        line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
         ends = (((place + 0.5) / frames, 0.0), ((number + 0.5) * width, 0.13))
-        ax.annotate(
-            "", *ends, arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}, **at
-        )
+        ax.annotate("", *ends, xycoords=ax.transAxes, textcoords=ax.transAxes, annotation_clip=False, arrowprops=line)
 
 
 def mistakes(table: pd.DataFrame, pictures: Sequence[np.ndarray], title: str) -> Figure:
