@@ -35,6 +35,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("logistic", "linear probing"),
         Protocol("full", "full fine-tuning", FINETUNING),
         Protocol("lora", "LoRA", FINETUNING),
+        Protocol("lora_mlp", "LoRA, MLP alone", FINETUNING),
         Protocol("ridge", "ridge probe"),
         Protocol("knn", "k nearest neighbours"),
         Protocol("sgd", "SGD probe, FetalCLIP-like"),

@@ -1,8 +1,8 @@
 """Every fine-tuning of an encoder, on every fold and with every seed: which learning rate, which run, which predictions file.
 
 Each fold writes its own predictions file, one for each of the study's ``seeds``; a restart skips the files that are there and current.
-Learning rate and epoch are chosen on the fold's validation rows: test rows enter only afterwards. The learning rate is chosen with the
-first seed, and serves the others. The training itself is ``training.finetuning``.
+Learning rate and epoch are chosen on the fold's validation rows, by ``Task.selection``: test rows enter only afterwards. The learning
+rate is chosen with the first seed, and serves the others. The training itself is ``training.finetuning``.
 """
 
 import copy
@@ -23,6 +23,7 @@ from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.splits import Fold, Splits
 from fpbench.study import Study
+from fpbench.tasks import RANKED
 from fpbench.training import finetuning
 from fpbench.training.adaptation import movement
 from fpbench.training.bench import Bench, answered, write
@@ -86,7 +87,7 @@ def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", 
     from fpbench.training.finetuning import finetune
 
     rates, rule = _rates(bench, mode, fold, pictures)
-    runs = []
+    runs, score = [], bench.task.selection
     for rate in rates:
         model, part = classifier(bench, mode), learning_part(bench, fold, pictures[bench.home.name])
         folder = run_folder(bench, mode, key, fold.number, rate)
@@ -96,11 +97,11 @@ def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", 
             model, part, bench.study.recipe, rate, folder, run_key, _seed(bench, mode, fold), title
         )
         runs.append((history.iloc[epoch], rate, model))
-        runs = [min(runs, key=lambda run: (-run[0]["macro F1"], run[0]["NLL"]))] if len(runs) > 1 else runs
+        runs = [min(runs, key=lambda run: (-run[0][score], run[0]["NLL"]))] if len(runs) > 1 else runs
     (row, rate, model), grid = runs[0], bench.study.recipe.grid(mode)
     chosen = {
         "name": "learning rate", "strength": rate, "rule": rule, "epoch": int(row["epoch"]), "loss": float(row["NLL"]),
-        "macro F1": float(row["macro F1"]), "at_edge": len(grid) > 1 and rate in (min(grid), max(grid)),
+        score: float(row[score]), "at_edge": len(grid) > 1 and rate in (min(grid), max(grid)),
     }  # fmt: skip
     return model, chosen
 
@@ -134,7 +135,8 @@ def learning_part(bench: Bench, fold: Fold, pictures: "Pictures") -> "Part":
     from fpbench.training.finetuning import Part
 
     names = bench.home.frame["image_id"].to_numpy()
-    return Part(pictures, bench.labels, names, fold.train, fold.validation)
+    task = bench.task
+    return Part(pictures, bench.labels, names, fold.train, fold.validation, task.selection, task.positive_code)
 
 
 def _weights(bench: Bench, mode: str, path: Path) -> Path:
@@ -166,7 +168,8 @@ def tuning_key(bench: Bench, mode: str) -> str:
     """Return a digest of everything that a fine-tuning depends on: that of another seed also on the one that chose the learning rate."""
     spec = [bench.spec.micro or bench.spec.batch_size, bench.spec.checkpointing]
     first = [seed for seed in bench.study.seeds_of(mode, bench.encoder)[:1] if seed != bench.seed]
-    return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first])
+    chosen_by = [[score, bench.task.positive]] if (score := bench.task.selection) in RANKED else []
+    return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first, *chosen_by])
 
 
 def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Path:
@@ -175,7 +178,7 @@ def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Pat
 
 
 def histories(bench: Bench, mode: str) -> pd.DataFrame:
-    """Return the training histories of all runs of a mode: columns fold, seed, rate, epoch, loss, macro F1, NLL."""
+    """Return the training histories of all runs of a mode: columns fold, seed, rate, epoch, loss, the score that chooses, NLL."""
     tables = []
     for one in map(bench.of_seed, bench.study.seeds_of(mode, bench.encoder)):
         folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(one, mode)[:12]
