@@ -1,0 +1,1 @@
+"""A segmenter repurposed as classifier: ``decoder`` is the network, ``trainer`` its loss and loop, ``runs`` what is measured on test frames."""
