@@ -84,6 +84,13 @@ class Cohort:
             self.frame["path"].tolist(), self.frame, geometry, self.source.bits, self.geometries
         )
 
+    def masks(self, geometry: images.Geometry) -> np.ndarray:
+        """Return all masks in one geometry, (N, size, size), in the order of ``frame``; InputError where there are none."""
+        if self.source.mask_of is None:
+            raise InputError(f"expected a cohort with masks, found {self.name}, which has none")
+        files = [self.source.mask_of(path) for path in self.frame["path"]]
+        return images.cached_images(files, images.scan(files), geometry)
+
     def fingerprint(self) -> str:
         """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""
         known = [self.frame[c].astype(str).tolist() for c in (*COLUMNS, "pixels") if c != "path"]

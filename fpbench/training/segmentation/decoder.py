@@ -38,9 +38,9 @@ def answers(pixels: Tensor, positive: int) -> Tensor:
     probability (below 0.5) is added, so that pictures of one count, most of all of none, keep an order. ``needed`` is one pixel in NEEDED,
     rounded up: the arg-max is the rule of arXiv:2507.22802, to the pixel, and ranking is by area.
     """
-    p = pixels.double().sigmoid().flatten(1)
-    area = (p > 0.5).sum(1).clamp(min=0.5) + p.mean(1) / 2
-    score = torch.log(area / -(-p.shape[1] // NEEDED))
+    flat = pixels.double().flatten(1)
+    area = (flat > 0).sum(1).clamp(min=0.5) + flat.sigmoid().mean(1) / 2
+    score = torch.log(area / -(-flat.shape[1] // NEEDED))
     return torch.stack([score if column == positive else 0 * score for column in (0, 1)], dim=1)
 
 
@@ -117,7 +117,7 @@ class Segmenter(Learner):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.decoder = Decoder([tap.shape[1] for tap in self.eval().features(blank)])
-        self.to(encoder.device)
+        self.to(encoder.device).eval()
 
     def _keep(self, name: str) -> Callable[..., None]:
         """Return a hook that keeps what a block gives."""
