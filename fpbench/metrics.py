@@ -16,9 +16,9 @@ import numpy as np
 from sklearn import metrics as sk
 
 from fpbench.errors import InputError
+from fpbench.tasks import RANKED as RANKED  # sort the images, which takes longer than all the others
 
 RULES = ("open", "shared")
-RANKED = ("AUROC", "AUPRC")  # sort the images, which takes longer than all the others
 NONE = -1  # an answer that is no class of the task
 CALIBRATION = ("ECE", "Brier", "NLL")  # the lower, the better
 ECE_BINS = 15  # equal widths on [0, 1]

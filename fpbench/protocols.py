@@ -36,6 +36,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("logistic", "linear probing"),
         Protocol("full", "full fine-tuning", FINETUNING),
         Protocol("lora", "LoRA", FINETUNING),
+        Protocol("lora_mlp", "LoRA, MLP alone", FINETUNING),
         Protocol("segmentation", "segmentation, mask area", SEGMENTATION),
         Protocol("ridge", "ridge probe"),
         Protocol("knn", "k nearest neighbours"),

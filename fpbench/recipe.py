@@ -44,6 +44,9 @@ class Recipe:
     warmup: float = 0.1  # share of all steps with a rising learning rate; then a cosine to zero
     smoothing: float = 0.1  # of labels
     class_weights: bool = False  # weigh classes by inverse frequency in the training part
+    sampling: str = (
+        "natural"  # natural: an epoch shows every training picture once | balanced: as many, classes equally often
+    )
     clip: float = 1.0  # largest norm of the gradient; 0: any
     drop_path: float = 0.1  # probability of leaving out the last block, rising from 0 at the first; full only
     batchnorm: str = "frozen"  # frozen: statistics as pretrained, scale and shift trained | live
@@ -69,6 +72,12 @@ class Recipe:
             raise InputError(f"fine-tuning: taps: expected four blocks of 24, the first ones first, found {self.taps}")
         if self.batchnorm not in ("frozen", "live"):
             raise InputError(f"fine-tuning: expected batchnorm frozen or live, found {self.batchnorm!r}")
+        if self.sampling not in ("natural", "balanced"):
+            raise InputError(f"fine-tuning: expected sampling natural or balanced, found {self.sampling!r}")
+        if self.sampling == "balanced" and self.class_weights:
+            raise InputError(
+                "fine-tuning: expected balanced sampling or class_weights, found both: rare classes count twice"
+            )
         shares = {name: getattr(self, name) for name in ("warmup", "smoothing", "drop_path", "dropout")}
         if bad := {name: value for name, value in shares.items() if not 0 <= value < 1}:
             raise InputError(f"fine-tuning: expected shares from 0 to below 1, found {bad}")

@@ -11,14 +11,8 @@ from dataclasses import dataclass, field, replace
 from fpbench.errors import InputError
 
 EVERY, JOIN = "all classes", " + "  # names of label spaces
-HEADLINES = (
-    "macro F1",
-    "weighted F1",
-    "accuracy",
-    "balanced accuracy",
-    "AUROC",
-    "AUPRC",
-)  # of metrics.scores; higher is better
+RANKED = ("AUROC", "AUPRC")  # of the order of the images
+HEADLINES = ("macro F1", "weighted F1", "accuracy", "balanced accuracy", *RANKED)  # of metrics.scores; higher is better
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,16 @@ class Task:
     def home(self) -> tuple[str, ...]:
         """Return the classes that the population which trains is scored on."""
         return self.tests.get(self.train, self.classes)
+
+    @property
+    def selection(self) -> str:
+        """Return the score that chooses an epoch and a learning rate: the headline if it ranks images, else macro F1."""
+        return self.headline if self.headline in RANKED else HEADLINES[0]
+
+    @property
+    def positive_code(self) -> int | None:
+        """Return the index of the class that is looked for; None if it is no search."""
+        return self.classes.index(self.positive) if self.positive else None
 
     def codes(self, labels: Iterable) -> list[int]:
         """Return the class index of each label; -1 where a label is no class of this task."""

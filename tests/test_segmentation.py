@@ -50,7 +50,8 @@ def part(side=64, count=48, seed=0):
     pictures, masks = map(np.stack, zip(*(drawn(rng, side, row % 2 == 1) for row in range(count)), strict=True))
     labels, names = np.arange(count) % 2, np.array([f"image{row}" for row in range(count)])
     rows = np.arange(2 * count // 3), np.arange(2 * count // 3, count)
-    return MaskedPart(Pictures(pictures, CPU), labels, names, *rows, Pictures(masks, CPU), (1, 2))
+    own = {"masks": Pictures(masks, CPU), "foreground": (1, 2)}
+    return MaskedPart(Pictures(pictures, CPU), labels, names, *rows, "AUPRC", 1, **own)
 
 
 def run(tmp_path, recipe=SHORT, folder="run", name="usfm-mini", micro=16, key="k"):

@@ -85,9 +85,8 @@ def evaluate(predicted: pd.DataFrame, task: Task, groups: tuple[str, ...] = (), 
     InputError
         A logit is not finite, or a class lies outside the label space.
     """
-    positive = task.classes.index(task.positive) if task.positive else None
     ranked = ranked or task.headline in metrics.RANKED
-    return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked, positive=positive))
+    return _collect(predicted, task, groups, partial(metrics.scores, ranked=ranked, positive=task.positive_code))
 
 
 def evaluate_classes(predicted: pd.DataFrame, task: Task) -> pd.DataFrame:

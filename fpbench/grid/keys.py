@@ -10,6 +10,7 @@ from fpbench.errors import InputError
 from fpbench.files import artifacts, paths
 from fpbench.recipe import CorpusSpec
 from fpbench.study import EncoderSpec, Study
+from fpbench.tasks import RANKED
 from fpbench.training import bench, embeddings
 
 
@@ -43,6 +44,8 @@ def key_parts(study: Study) -> dict[str, dict]:
     }
     if study.seeds not in ([], [study.seed]):
         groups["tuning"]["seeds"] = study.seeds
+    if task.selection in RANKED:
+        groups["tuning"]["chosen by"] = [task.selection, task.positive]
     for spec in study.encoders:
         fields = {
             name: value for name, value in asdict(spec).items() if name != "weights"

@@ -148,17 +148,20 @@ def augmented(pictures: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def training(histories: pd.DataFrame) -> Figure:
-    """Draw training loss and validation score of every run over the epochs: colour is the fold, style the learning rate; a line per seed."""
+def training(histories: pd.DataFrame, score: str) -> Figure:
+    """Draw training loss and the validation score that chooses, of every run over the epochs.
+
+    Colour is the fold, style the learning rate; a line per seed.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3))
     shown = histories.assign(**{"learning rate": histories["rate"].map("{:g}".format)})
-    for ax, name in zip(axes, ("loss", "macro F1"), strict=True):
+    for ax, name in zip(axes, ("loss", score), strict=True):
         style = {"hue": "fold", "style": "learning rate", "palette": "colorblind", "marker": "o", "ms": 3}
         sns.lineplot(shown, x="epoch", y=name, ax=ax, **style, **_per_seed(shown))
         ax.get_legend().remove()
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("training loss (nats)")
-    axes[1].set(ylabel="validation macro F1", ylim=(0, 1.02))
+    axes[1].set(ylabel=f"validation {score}", ylim=(0, 1.02))
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

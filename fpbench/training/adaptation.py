@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BLOCK = re.compile(r"^(?:.*\.)?(?:blocks|layers|layer\d*|stages?\d*)\.\d+(?=\.)")
 POSITIONS = ("pos_embed", "cls_token", "reg_token", "rel_pos", "relative_position_bias_table", "position_embeddings")
 QUERIES = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value")  # left as they are by LoRA
+LORA = {"lora": False, "lora_mlp": True}  # modes -> whether the MLPs of the blocks alone are added to
 
 
 def is_transformer(body: nn.Module) -> bool:
@@ -97,10 +98,14 @@ def keep_less(body: nn.Module) -> None:
     switches[0](True)
 
 
-def add_lora(body: nn.Module, recipe: Recipe) -> None:
+def add_lora(body: nn.Module, recipe: Recipe, mlp_alone: bool = False) -> None:
     """Freeze a transformer and add low-rank matrices to the linear layers of its blocks, queries, keys and values apart.
 
-    So arXiv:2507.22802 does. ``body`` must be fresh: wrapping it twice would stack the additions.
+    So arXiv:2507.22802 says. Its networks were trained a little otherwise: of open_clip's towers the MLPs alone, since an addition to
+    the output of ``nn.MultiheadAttention`` is never called (``mlp_alone`` does the same); of timm's networks the convolution that
+    cuts patches as well (it is called ``proj`` too), and of Swin not the linear layers between the stages (``reduction``).
+
+    ``body`` must be fresh: wrapping it twice would stack the additions.
 
     Raises
     ------
@@ -113,8 +118,10 @@ def add_lora(body: nn.Module, recipe: Recipe) -> None:
         raise InputError("LoRA: this network has been wrapped before: load the encoder anew for each run")
     linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear) and BLOCK.match(name)]
     targets = [name for name in linear if name.rsplit(".", 1)[-1] not in QUERIES]
+    targets = [name for name in targets if "mlp" in name.split(".")] if mlp_alone else targets
     if not is_transformer(body) or not targets:
-        raise InputError("LoRA: expected a transformer with linear layers in its blocks, found none: use mode full")
+        where = "the MLPs of its blocks" if mlp_alone else "its blocks"
+        raise InputError(f"LoRA: expected a transformer with linear layers in {where}, found none: use mode full")
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,

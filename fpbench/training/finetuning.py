@@ -25,7 +25,7 @@ from fpbench.files.progress import Progress
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
 from fpbench.training import augmentation
-from fpbench.training.adaptation import DropPath, add_lora, drop_paths, is_transformer, keep_less, rate_groups
+from fpbench.training.adaptation import LORA, DropPath, add_lora, drop_paths, is_transformer, keep_less, rate_groups
 from fpbench.training.loop import Diverged, Pictures, Run, interruptible, number
 
 __all__ = [
@@ -84,8 +84,8 @@ class Classifier(Learner):
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
             self.paths = drop_paths(self.body, recipe.drop_path) if mode == "full" else []
-            if mode == "lora":
-                add_lora(self.body, recipe)
+            if mode in LORA:
+                add_lora(self.body, recipe, LORA[mode])
         if spec.checkpointing:
             keep_less(self.body)
         self.frozen = recipe.batchnorm == "frozen"
@@ -118,6 +118,8 @@ class Part:
     names: np.ndarray  # (N,) image ids
     train: np.ndarray  # rows
     validation: np.ndarray  # rows
+    score: str = "macro F1"  # of ``metrics.scores``, on the validation rows; it chooses
+    positive: int | None = None  # the class that AUPRC is of
 
 
 class Trainer(Run):
@@ -158,19 +160,19 @@ class Trainer(Run):
                 if self.best_epoch == state.epoch - 1:
                     self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.changing().items()}
                 self.save()
-                progress.set_postfix({"val F1": f"{score['macro F1']:.3f}"})
+                progress.set_postfix({f"val {self.part.score}": f"{score[self.part.score]:.3f}"})
         return self.finish()
 
     @property
     def best_epoch(self) -> int:
-        """Return the epoch with the best validation score: highest macro F1, then lowest NLL, then the first."""
-        order = [(-row["macro F1"], row["NLL"], row["epoch"]) for row in self.state.history]
+        """Return the epoch with the best validation score: the highest, then lowest NLL, then the first."""
+        order = [(-row[self.part.score], row["NLL"], row["epoch"]) for row in self.state.history]
         return min(order)[2] if order else -1
 
     def train_epoch(self, stop: interruptible, progress: Progress) -> float:
         """Make the steps of an epoch that are left; return images per second."""
         self.model.train()
-        plan = Plan.draw(self.part.train, self.recipe, len(self.model.paths), self.seed, self.state.epoch)
+        plan = Plan.draw(self.part, self.recipe, len(self.model.paths), self.seed, self.state.epoch)
         return self.make_steps(plan.batches(self.recipe.batch), stop, progress)
 
     def step(self, pictures: Tensor, batch: "Plan") -> Tensor:
@@ -243,7 +245,7 @@ def finetune(
     Returns
     -------
     pandas.DataFrame, int
-        One row per epoch (epoch, loss, rate, macro F1 and NLL on the validation rows, images per second); the best epoch,
+        One row per epoch (epoch, loss, rate, ``part.score`` and NLL on the validation rows, images per second); the best epoch,
         whose weights ``model`` has now.
 
     Raises
@@ -276,10 +278,11 @@ class Plan:
     coins: Tensor  # (rows, paths) uniform numbers for dropped paths
 
     @classmethod
-    def draw(cls, train: np.ndarray, recipe: Recipe, paths: int, seed: int, epoch: int) -> "Plan":
-        """Return the plan of an epoch."""
+    def draw(cls, part: Part, recipe: Recipe, paths: int, seed: int, epoch: int) -> "Plan":
+        """Return the plan of an epoch: as many rows as the training part has, each once, or balanced as the recipe says."""
         source = torch.Generator().manual_seed(number(seed, epoch))
-        rows = train[torch.randperm(len(train), generator=source).numpy()]
+        rows = balanced(part.train, part.labels, source) if recipe.sampling == "balanced" else part.train
+        rows = rows[torch.randperm(len(rows), generator=source).numpy()]
         changes = augmentation.draw(recipe.augmentation, len(rows), number(seed, epoch, "pictures"))
         return cls(rows, changes, torch.rand(len(rows), paths, generator=source))
 
@@ -287,6 +290,22 @@ class Plan:
         """Return the plan cut into pieces."""
         cuts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
         return [Plan(self.rows[cut], self.changes[cut], self.coins[cut]) for cut in cuts]
+
+
+def balanced(rows: np.ndarray, labels: np.ndarray, source: torch.Generator) -> np.ndarray:
+    """Return as many rows, every class that occurs equally often (one more of some, drawn, where it does not divide).
+
+    Within a class no row is drawn once more than another: a rare class goes round, of a common one some rows wait for another epoch.
+    """
+    classes = np.unique(labels[rows])
+    counts = np.full(len(classes), len(rows) // len(classes))
+    counts[torch.randperm(len(classes), generator=source)[: len(rows) % len(classes)].numpy()] += 1
+    drawn = []
+    for code, count in zip(classes, counts, strict=True):
+        own = rows[labels[rows] == code]
+        rounds = [torch.randperm(len(own), generator=source).numpy() for _ in range(0, count, len(own))]
+        drawn.append(own[np.concatenate(rounds)[:count]])
+    return np.concatenate(drawn)
 
 
 def predict(model: Learner, pictures: Pictures, rows: np.ndarray, title: str = "") -> np.ndarray:
@@ -301,10 +320,10 @@ def predict(model: Learner, pictures: Pictures, rows: np.ndarray, title: str = "
 
 
 def validate(logits: np.ndarray, part: Part) -> dict[str, float]:
-    """Return macro F1 over the classes that occur on the validation rows, and NLL (nats)."""
-    labels = part.labels[part.validation]
-    found = metrics.scores(labels, logits, sorted(set(labels.tolist())))
-    return {name: found[name] for name in ("macro F1", "NLL")}
+    """Return the score that chooses, over the classes that occur on the validation rows, and NLL (nats)."""
+    labels, ranked = part.labels[part.validation], part.score in metrics.RANKED
+    found = metrics.scores(labels, logits, sorted(set(labels.tolist())), ranked=ranked, positive=part.positive)
+    return {name: found[name] for name in (part.score, "NLL")}
 
 
 def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, done: float) -> None:

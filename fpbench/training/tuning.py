@@ -1,8 +1,8 @@
 """Every fine-tuning of an encoder, on every fold and with every seed: which learning rate, which run, which predictions file.
 
 Each fold writes its own predictions file, one for each of the study's ``seeds``; a restart skips the files that are there and current.
-Learning rate and epoch are chosen on the fold's validation rows: test rows enter only afterwards. The learning rate is chosen with the
-first seed, and serves the others. The training itself is ``training.finetuning``.
+Learning rate and epoch are chosen on the fold's validation rows, by ``Task.selection``: test rows enter only afterwards. The learning
+rate is chosen with the first seed, and serves the others. The training itself is ``training.finetuning``.
 """
 
 import copy
@@ -24,7 +24,7 @@ from fpbench.files import artifacts
 from fpbench.protocols import PROTOCOLS, SEGMENTATION
 from fpbench.splits import Fold, Splits
 from fpbench.study import EncoderSpec, Study
-from fpbench.tasks import Task
+from fpbench.tasks import RANKED, Task
 from fpbench.training import finetuning
 from fpbench.training.adaptation import movement
 from fpbench.training.bench import Bench, answered, write
@@ -87,7 +87,7 @@ def _told(bench: Bench, mode: str) -> str:
 def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Learner, dict]":
     """Train once per learning rate; return the best model, and what was chosen and why."""
     rates, rule = _rates(bench, mode, fold, pictures)
-    runs = []
+    runs, score = [], bench.task.selection
     for rate in rates:
         model, part = learner(bench, mode), learning_part(bench, mode, fold, pictures[bench.home.name])
         folder = run_folder(bench, mode, key, fold.number, rate)
@@ -98,11 +98,11 @@ def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", 
             model, part, bench.study.recipe, rate, folder, run_key, _seed(bench, mode, fold), title, trainer
         )
         runs.append((history.iloc[epoch], rate, model))
-        runs = [min(runs, key=lambda run: (-run[0]["macro F1"], run[0]["NLL"]))] if len(runs) > 1 else runs
+        runs = [min(runs, key=lambda run: (-run[0][score], run[0]["NLL"]))] if len(runs) > 1 else runs
     (row, rate, model), grid = runs[0], bench.study.recipe.grid(mode)
     chosen = {
         "name": "learning rate", "strength": rate, "rule": rule, "epoch": int(row["epoch"]), "loss": float(row["NLL"]),
-        "macro F1": float(row["macro F1"]), "at_edge": len(grid) > 1 and rate in (min(grid), max(grid)),
+        score: float(row[score]), "at_edge": len(grid) > 1 and rate in (min(grid), max(grid)),
     }  # fmt: skip
     return model, chosen
 
@@ -137,9 +137,10 @@ def _begun(encoder: Encoder, task: Task, study: Study, mode: str, spec: EncoderS
 
 def learning_part(bench: Bench, mode: str, fold: Fold, pictures: Pictures) -> Part:
     """Return what a run on this fold may see."""
-    seen = (pictures, bench.labels, bench.home.frame["image_id"].to_numpy(), fold.train, fold.validation)
+    task, names = bench.task, bench.home.frame["image_id"].to_numpy()
+    seen = (pictures, bench.labels, names, fold.train, fold.validation, task.selection, task.positive_code)
     if PROTOCOLS[mode].job == SEGMENTATION:
-        return MaskedPart(*seen, masks(bench.home, bench.model), target(bench.task)[1])
+        return MaskedPart(*seen, masks=masks(bench.home, bench.model), foreground=target(task)[1])
     return Part(*seen)
 
 
@@ -170,7 +171,8 @@ def tuning_key(bench: Bench, mode: str) -> str:
     """Return a digest of everything that a fine-tuning depends on: that of another seed also on the one that chose the learning rate."""
     spec = [bench.spec.micro or bench.spec.batch_size, bench.spec.checkpointing]
     first = [seed for seed in bench.study.seeds_of(mode, bench.encoder)[:1] if seed != bench.seed]
-    own = [{"step segmentation": segmentation.VERSION}] if PROTOCOLS[mode].job == SEGMENTATION else []
+    own: list[list] = [[score, bench.task.positive]] if (score := bench.task.selection) in RANKED else []
+    own += [["step segmentation", segmentation.VERSION]] if PROTOCOLS[mode].job == SEGMENTATION else []
     return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first, *own])
 
 
@@ -180,7 +182,7 @@ def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Pat
 
 
 def histories(bench: Bench, mode: str) -> pd.DataFrame:
-    """Return the training histories of all runs of a mode: columns fold, seed, rate, epoch, loss, macro F1, NLL."""
+    """Return the training histories of all runs of a mode: columns fold, seed, rate, epoch, loss, the score that chooses, NLL."""
     tables = []
     for one in map(bench.of_seed, bench.study.seeds_of(mode, bench.encoder)):
         folder = bench.study.folder / "finetuning" / bench.encoder / mode / tuning_key(one, mode)[:12]

@@ -18,7 +18,7 @@ VERSION = 1  # of network, loss and measures; raise it when their numbers change
 FOREGROUND = {"usable": (1, 2), "optimal": (1,)}  # label column of a task -> values of a mask: 1 optimal, 2 sub-optimal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskedPart(Part):
     """What a segmenter learns from: masks beside the pictures."""
 
