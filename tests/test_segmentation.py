@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from fpbench import cohorts, load_study, loading, make_splits, predictions, results
+from fpbench.analysis import masks, statistics
 from fpbench.cohorts.source import COLUMNS, Source
 from fpbench.encoders import load_encoder
 from fpbench.errors import InputError
 from fpbench.recipe import Augmentation, Recipe
+from fpbench.reporting import figures
 from fpbench.study import EncoderSpec
 from fpbench.tasks import Task
 from fpbench.training import augmentation, tuning
@@ -44,13 +46,50 @@ def drawn(rng, side=64, there=True):
     return picture, (inside * rng.integers(1, 3)).astype(np.uint8)
 
 
+def test_dice_and_area_are_means_over_frames_and_resampled_by_subject():
+    """Two models, two folds that test three subjects each; against a loop over the same draws of subjects."""
+    rng, task = np.random.default_rng(0), Task("t", "usable", ("no", "yes"), train="home", positive="yes")
+    rows = pd.DataFrame({"group": np.repeat([f"g{i}" for i in range(6)], 7), "fold": np.repeat([0, 1], 21)})
+    rows = rows.assign(image_id=[f"i{row}" for row in range(42)], y_true=rng.integers(0, 2, 42))
+    tables = []
+    for encoder in "ab":
+        dice = np.where(rows["y_true"] == 1, rng.random(42), np.nan)
+        tables.append(rows.assign(encoder=encoder, dice=dice, area_error=rng.random(42)))
+    frames = pd.concat(tables, ignore_index=True).assign(protocol="segmentation", seed=0, population="home")
+    more = {
+        "split": "test",
+        "patient": frames["group"],
+        "distinct": True,
+        "n_patients": 3,
+        "logit_no": 0.0,
+        "logit_yes": 1.0,
+    }
+    predicted = frames.drop(columns=["dice", "area_error"]).assign(**more)
+    (boot,) = masks.bootstraps(predicted, frames, task)
+    assert boot.sample.models == (("a", "segmentation"), ("b", "segmentation"))
+    for name, column in ((masks.DICE, "dice"), (masks.AREA, "area_error")):
+        wanted = frames.groupby(["fold", "encoder"])[column].mean().unstack().to_numpy()
+        assert np.allclose(boot.folds[name], wanted)
+    rng = np.random.default_rng(0)
+    for drawn, weights in zip(boot.draws[masks.DICE][:20], statistics.draw(boot.sample.stratum, 20, rng), strict=True):
+        weight = frames["group"].map(dict(zip(boot.sample.groups, weights, strict=True)))
+        there = frames.assign(w=weight).dropna()
+        sums = there.assign(top=there["dice"] * there["w"]).groupby(["fold", "encoder"])[["top", "w"]].sum()
+        ratio = (sums["top"] / sums["w"].where(sums["w"] > 0)).unstack().to_numpy().mean(0)
+        assert np.allclose(drawn, ratio, equal_nan=True)
+    with pytest.raises(
+        InputError, match="expected each of 84 measured frames once among the test rows, found 83 pairs"
+    ):
+        masks.bootstraps(predicted.iloc[1:], frames, task)
+
+
 def part(side=64, count=48, seed=0):
     """What a run learns from: every second picture holds an ellipse."""
     rng = np.random.default_rng(seed)
-    pictures, masks = map(np.stack, zip(*(drawn(rng, side, row % 2 == 1) for row in range(count)), strict=True))
+    pictures, truth = map(np.stack, zip(*(drawn(rng, side, row % 2 == 1) for row in range(count)), strict=True))
     labels, names = np.arange(count) % 2, np.array([f"image{row}" for row in range(count)])
     rows = np.arange(2 * count // 3), np.arange(2 * count // 3, count)
-    own = {"masks": Pictures(masks, CPU), "foreground": (1, 2)}
+    own = {"masks": Pictures(truth, CPU), "foreground": (1, 2)}
     return MaskedPart(Pictures(pictures, CPU), labels, names, *rows, "AUPRC", 1, **own)
 
 
@@ -172,14 +211,14 @@ def test_the_loss_is_dice_and_cross_entropy():
 def test_picture_and_mask_are_moved_alike():
     """A picture that is its own mask stays so, but for the seam, wherever it is carried."""
     rng = np.random.default_rng(0)
-    masks = torch.from_numpy(np.stack([drawn(rng)[1] > 0 for _ in range(16)])).float()[:, None]
+    truth = torch.from_numpy(np.stack([drawn(rng)[1] > 0 for _ in range(16)])).float()[:, None]
     numbers = augmentation.draw(Augmentation(), 16, 3)
-    pictures, carried = (augmentation.moved(masks, numbers, mode) for mode in ("bilinear", "nearest"))
+    pictures, carried = (augmentation.moved(truth, numbers, mode) for mode in ("bilinear", "nearest"))
     assert set(carried.unique().tolist()) == {0.0, 1.0}
     assert ((pictures > 0.5) == (carried > 0.5)).float().mean() > 0.995
-    assert ((masks > 0.5) != (carried > 0.5)).float().mean() > 0.03  # they were carried somewhere
+    assert ((truth > 0.5) != (carried > 0.5)).float().mean() > 0.03  # they were carried somewhere
     still = augmentation.toned(pictures, numbers, augmentation.speckle(64))
-    assert torch.equal(augmentation.apply(masks, numbers, augmentation.speckle(64)), still)
+    assert torch.equal(augmentation.apply(truth, numbers, augmentation.speckle(64)), still)
 
 
 @pytest.mark.parametrize(("label", "values"), [("usable", {1, 2}), ("optimal", {1})])
@@ -187,8 +226,8 @@ def test_foreground_follows_from_the_task(label, values):
     task = Task("t", label, ("yes", "no"), positive="yes")
     positive, found = target(task)
     assert (positive, set(found)) == (0, values)
-    masks = torch.tensor([0, 1, 2], dtype=torch.uint8)
-    assert foreground(masks, found).tolist() == [float(value in values) for value in (0, 1, 2)]
+    values_of = torch.tensor([0, 1, 2], dtype=torch.uint8)
+    assert foreground(values_of, found).tolist() == [float(value in values) for value in (0, 1, 2)]
     with pytest.raises(InputError, match="expected a task with a positive class in the column usable or optimal"):
         target(Task("planes", "plane", ("a", "b"), positive="a"))
 
@@ -283,8 +322,8 @@ def opened(tmp_path, monkeypatch):
     source = Source("ellipses", "Ellipses", "ellipses", "labels.csv", read, {}, "machine", "none", "none")
     source = replace(source, further=("usable",), mask_of=lambda path: path.parents[1] / "masks" / path.name)
 
-    def bench(epochs=2, masks=True, more=""):
-        one = source if masks else replace(source, mask_of=None)
+    def bench(epochs=2, masked=True, more=""):
+        one = source if masked else replace(source, mask_of=None)
         monkeypatch.setitem(cohorts.SOURCES, "ellipses", one)
         file = tmp_path / "sweeps.yaml"
         file.write_text(STUDY.format(root=root, epochs=epochs, more=more))
@@ -298,7 +337,7 @@ def opened(tmp_path, monkeypatch):
 
 def test_a_cohort_without_masks_is_refused(opened):
     with pytest.raises(InputError, match="expected a cohort with masks, found ellipses, which has none"):
-        tuning.run_finetuning(opened(masks=False), "segmentation")
+        tuning.run_finetuning(opened(masked=False), "segmentation")
 
 
 def test_a_study_asks_for_it_and_finds_predictions_masks_and_examples(opened):
@@ -323,7 +362,14 @@ def test_a_study_asks_for_it_and_finds_predictions_masks_and_examples(opened):
     assert frames["dice"].mean() > 0.7
     one = frames.dropna().iloc[0]
     assert one["dice"] == pytest.approx(2 * one["common"] / (one["true"] + one["predicted"]))
+    boots = masks.bootstraps(found, masks.read(files), bench.task)
+    row = masks.table(boots, frames).iloc[0]
+    assert row[masks.DICE].startswith(f"{frames['dice'].mean():.3f} [")
+    assert row[masks.AREA].startswith(f"{frames['area_error'].mean():.3f} [")
+    assert row[["frames", "with something to find", "groups"]].tolist() == [40, 20, 4]
     shown = runs.examples(bench, files[0], 4)
+    figure = figures.outlines(shown)
+    assert [ax.get_title() for ax in figure.axes] == [f"Dice {example.dice:.2f}" for example in shown]
     assert [example.dice for example in shown] == sorted(example.dice for example in shown)
     assert shown[-1].dice == frames["dice"].max()
     overlap = 2 * (shown[-1].truth & shown[-1].found).sum() / (shown[-1].truth.sum() + shown[-1].found.sum())

@@ -25,11 +25,10 @@ from fpbench.protocols import PROTOCOLS, SEGMENTATION
 from fpbench.splits import Fold, Splits
 from fpbench.study import EncoderSpec, Study
 from fpbench.tasks import RANKED, Task
-from fpbench.training import finetuning
+from fpbench.training import finetuning, segmentation
 from fpbench.training.adaptation import movement
 from fpbench.training.bench import Bench, answered, write
 from fpbench.training.finetuning import Classifier, Learner, Part, Pictures, Trainer
-from fpbench.training.segmentation import trainer as segmentation
 from fpbench.training.segmentation.decoder import Segmenter
 from fpbench.training.segmentation.trainer import MaskedPart, SegmentationTrainer, masks, target
 

@@ -19,8 +19,9 @@ from fpbench.files.progress import Progress
 from fpbench.training import tuning
 from fpbench.training.bench import Bench
 from fpbench.training.finetuning import Pictures
+from fpbench.training.segmentation import VERSION
 from fpbench.training.segmentation.decoder import Segmenter
-from fpbench.training.segmentation.trainer import VERSION, foreground, masks, target
+from fpbench.training.segmentation.trainer import foreground, masks, target
 
 MODE = "segmentation"
 IDENTITY = ("image_id", "group", "cohort", "population", "fold", "encoder", "protocol", "seed")  # as in predictions

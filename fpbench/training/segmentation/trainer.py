@@ -14,7 +14,6 @@ from fpbench.training import augmentation
 from fpbench.training.finetuning import Part, Pictures, Plan, Trainer
 from fpbench.training.segmentation.decoder import Segmenter
 
-VERSION = 1  # of network, loss and measures; raise it when their numbers change
 FOREGROUND = {"usable": (1, 2), "optimal": (1,)}  # label column of a task -> values of a mask: 1 optimal, 2 sub-optimal
 
 
