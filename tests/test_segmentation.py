@@ -336,7 +336,7 @@ def opened(tmp_path, monkeypatch):
 
 
 def test_a_cohort_without_masks_is_refused(opened):
-    with pytest.raises(InputError, match="expected a cohort with masks, found ellipses, which has none"):
+    with pytest.raises(InputError, match="ellipses has no masks: expected a cohort that has"):
         tuning.run_finetuning(opened(masked=False), "segmentation")
 
 

@@ -85,10 +85,28 @@ class Cohort:
         )
 
     def masks(self, geometry: images.Geometry) -> np.ndarray:
-        """Return all masks in one geometry, (N, size, size), in the order of ``frame``; InputError where there are none."""
-        if self.source.mask_of is None:
-            raise InputError(f"expected a cohort with masks, found {self.name}, which has none")
-        files = [self.source.mask_of(path) for path in self.frame["path"]]
+        """Return the masks of all pictures in one geometry, in the order of ``frame``, from the cache of pictures.
+
+        Parameters
+        ----------
+        geometry
+            With the interpolation "nearest": a mask has no values in between.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, (N, size, size): 0, 1 optimal plane, 2 sub-optimal plane.
+
+        Raises
+        ------
+        InputError
+            Another interpolation, or the cohort has no masks.
+        """
+        if not (mask_of := self.source.mask_of):
+            raise InputError(f"{self.name} has no masks: expected a cohort that has, such as acouslic")
+        if geometry.interpolation != "nearest":
+            raise InputError(f"masks: expected the interpolation nearest, found {geometry.interpolation}")
+        files = [mask_of(path) for path in self.frame["path"]]
         return images.cached_images(files, images.scan(files), geometry)
 
     def fingerprint(self) -> str:

@@ -46,7 +46,7 @@ class Source:
     label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
     further: tuple[str, ...] = ()  # columns that ``read`` gives behind COLUMNS; they stand behind them in the frame
     bits: int = 0  # of pictures that hold more than 8, as ``images.decode`` takes it
-    mask_of: Callable[[Path], Path] | None = None  # the path of a picture -> that of its mask, if there are masks
+    mask_of: Callable[[Path], Path] | None = None  # path of a picture -> of its mask, where there are masks
     table: "Table | None" = None  # what a YAML file says of it, if it is described by one
     prepare: Callable[[Path], object] | None = field(default=None, compare=False)  # makes the folder if it is absent
     prepared: Callable[[Path], bool] = field(default=lambda root: True, compare=False)  # is it as `prepare` leaves it
