@@ -10,7 +10,8 @@ list encoders under its own name (``full: [usfm]``). SUBMITTED has no job: its a
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PROBING, FINETUNING = "linear_probing", "finetuning"  # jobs
+PROBING, FINETUNING, SEGMENTATION = "linear_probing", "finetuning", "segmentation"  # jobs
+TRAINING = (FINETUNING, SEGMENTATION)  # jobs that run with every seed of the study
 SUBMITTED = "submitted"
 
 
@@ -36,6 +37,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("full", "full fine-tuning", FINETUNING),
         Protocol("lora", "LoRA", FINETUNING),
         Protocol("lora_mlp", "LoRA, MLP alone", FINETUNING),
+        Protocol("segmentation", "segmentation, mask area", SEGMENTATION),
         Protocol("ridge", "ridge probe"),
         Protocol("knn", "k nearest neighbours"),
         Protocol("sgd", "SGD probe, FetalCLIP-like"),

@@ -35,6 +35,9 @@ class Recipe:
     batch: int = 64  # images per step of the optimiser, whatever fits into memory at once
     rates: list[float] = field(default_factory=lambda: [1e-5, 5e-5, 2e-4])  # learning rates to choose from
     lora_rates: list[float] = field(default_factory=lambda: [2e-4, 1e-3])  # the same for LoRA
+    segmentation_rates: list[float] = field(
+        default_factory=lambda: [3e-4, 1e-3]
+    )  # the same for the decoder of a segmenter
     head_factor: float = 10.0  # learning rate of the new head, in units of the encoder's
     layer_decay: float = 0.75  # factor of the learning rate per layer downwards; transformers, full only
     weight_decay: float = 0.05  # not on biases, norms and position tables
@@ -50,6 +53,9 @@ class Recipe:
     rank: int = 8  # of LoRA
     alpha: float = 16.0  # scale of LoRA: alpha / rank
     dropout: float = 0.1  # on the input of LoRA
+    taps: list[int] = field(
+        default_factory=lambda: [6, 8, 12, 24]
+    )  # of 24 blocks, those that a segmenter reads: FetalCLIP-IQA's; UNETR's are 6, 12, 18, 24
     bf16: bool = True  # bfloat16 autocast on a GPU; a CPU computes in float32
     compile: bool = False  # torch.compile
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -59,8 +65,11 @@ class Recipe:
         counts = {"epochs": self.epochs, "patience": self.patience, "batch": self.batch, "rank": self.rank}
         if bad := {name: value for name, value in counts.items() if value < 1}:
             raise InputError(f"fine-tuning: expected whole numbers above 0, found {bad}")
-        if not self.rates or not self.lora_rates or min(*self.rates, *self.lora_rates) <= 0:
-            raise InputError(f"fine-tuning: expected learning rates above 0, found {self.rates} and {self.lora_rates}")
+        grids = [self.rates, self.lora_rates, self.segmentation_rates]
+        if not all(grids) or min(map(min, grids)) <= 0:
+            raise InputError(f"fine-tuning: expected learning rates above 0, found {', '.join(map(str, grids))}")
+        if len(self.taps) != 4 or self.taps != sorted(self.taps) or not 1 <= self.taps[0] <= self.taps[-1] <= 24:
+            raise InputError(f"fine-tuning: taps: expected four blocks of 24, the first ones first, found {self.taps}")
         if self.batchnorm not in ("frozen", "live"):
             raise InputError(f"fine-tuning: expected batchnorm frozen or live, found {self.batchnorm!r}")
         if self.sampling not in ("natural", "balanced"):
@@ -75,7 +84,7 @@ class Recipe:
 
     def grid(self, mode: str) -> list[float]:
         """Return the learning rates to choose from."""
-        return self.rates if mode == "full" else self.lora_rates
+        return {"full": self.rates, "segmentation": self.segmentation_rates}.get(mode, self.lora_rates)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ def path(study: Study, encoder: str, protocol: str, fold: int, question: str = "
     return folder / encoder / protocol / f"fold{fold}{end}.parquet"
 
 
+def masks(file: Path) -> Path:
+    """Return where it is told, frame by frame, how well the masks behind a predictions file of a segmenter fit."""
+    return file.with_suffix(".masks.parquet")
+
+
 def run_of(file: Path, seed: int = 0) -> tuple[int, int]:
     """Return fold and seed of a predictions file, by its name; ``seed``: the study's."""
     found = re.fullmatch(r"fold(\d+)(?:\.seed(\d+))?\.parquet", file.name)

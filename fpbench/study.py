@@ -14,7 +14,7 @@ from types import ModuleType
 
 from fpbench.errors import InputError, MissingError
 from fpbench.files import paths, records
-from fpbench.protocols import FINETUNING, PROTOCOLS, probes, tunings
+from fpbench.protocols import PROTOCOLS, TRAINING, probes, tunings
 from fpbench.recipe import Pretraining, Recipe
 from fpbench.tasks import TASKS, Task, get_task
 
@@ -182,7 +182,7 @@ class Study:
         made = {spec.name: spec.pretraining for spec in self.encoders}.get(encoder, "")
         if made and self.pretraining[made].seeds:
             return self.pretraining[made].seeds
-        return self.seeds if self.seeds and PROTOCOLS[protocol].job == FINETUNING else [self.seed]
+        return self.seeds if self.seeds and PROTOCOLS[protocol].job in TRAINING else [self.seed]
 
     def tunings(self, job: str = "") -> list[tuple[str, str]]:
         """Return what is run encoder by encoder, (encoder, protocol); ``job``: what one job computes."""

@@ -6,7 +6,7 @@ one matrix product. AUROC and AUPRC sort the images once and add up weights (tie
 ratio of sums, whatever its unit (a sweep, a case): three more columns of the tally.
 
 A score over classes is not defined where one of them has no image, nor a score of probabilities where a model gave answers alone: NaN, in a
-resample too. Contents: ``samples`` (predictions to arrays), ``with_outcomes``, ``by_rank``, ``evaluate``.
+resample too. Contents: ``samples`` (predictions to arrays), ``with_outcomes``, ``with_sums``, ``by_rank``, ``evaluate``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import sparse, stats
 
 from fpbench import metrics, predictions
-from fpbench.analysis.scoring import DUPLICATES, MODEL, shared_seeds, views
+from fpbench.analysis.scoring import DUPLICATES, MODEL, RUN, shared_seeds, views
 from fpbench.errors import InputError
 from fpbench.tasks import Task
 
@@ -188,6 +188,33 @@ def with_outcomes(sample: Sample, found: Mapping[str, Sequence[np.ndarray]]) -> 
         own = [of_parts[number] for of_parts in found.values()]
         parts.append(replace(part, tally=np.concatenate([part.tally[..., :at], *own, part.tally[..., at:]], axis=-1)))
     return replace(sample, parts=tuple(parts), outcomes=(*sample.outcomes, *found))
+
+
+def with_sums(
+    sample: Sample, rows: pd.DataFrame, sums: Callable[[tuple, pd.DataFrame, pd.Index], Mapping[str, np.ndarray]]
+) -> Sample:
+    """Return the sample ``with_outcomes`` that follow from the test rows of each model.
+
+    Parameters
+    ----------
+    rows
+        The test rows of the sample, with further columns.
+    sums
+        Takes a model (encoder, protocol, fold, seed), its rows and the groups of its fold (G,); returns name -> (G, 3).
+    """
+    runs, folds = dict(iter(rows.groupby([*MODEL, *RUN]))), np.unique(rows["fold"])
+    seeds = rows.groupby(list(MODEL))["seed"].unique().map(np.sort)
+    of_parts = []
+    for number, part in enumerate(sample.parts):
+        groups, found = pd.Index(sample.groups[part.groups]), []
+        for model in sample.models:  # one of one seed stands beside every seed of the others
+            key = (*model, folds[number // sample.runs], seeds[model][number % len(seeds[model])])
+            found.append(sums(key, runs[key], groups))
+        of_parts.append(found)
+    names = of_parts[0][0]
+    return with_outcomes(
+        sample, {name: [np.stack([one[name] for one in found], axis=1) for found in of_parts] for name in names}
+    )
 
 
 def by_rank(sample: Sample) -> Sample:

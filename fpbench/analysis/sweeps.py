@@ -21,6 +21,7 @@ Contents: ``scored`` (the frames), ``thresholds``, ``counts``, ``measured`` (sam
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,23 +148,14 @@ def measured(predicted: pd.DataFrame, task: Task) -> Iterator[Sample]:
     whole = [(population, task.space(classes), "open", "as published") for population, classes in own.items()]
     for sample in samples.samples(rows, task, lambda *view: view in whole):
         mine = test[(test["population"] == sample.view[0]) & test["y_true"].isin(sample.classes)]
-        runs, folds = dict(iter(mine.groupby([*MODEL, *RUN]))), np.unique(mine["fold"])
-        seeds = mine.groupby(list(MODEL))["seed"].unique().map(np.sort)
-        of_parts = []
-        for number, part in enumerate(sample.parts):
-            groups, found = pd.Index(sample.groups[part.groups]), []
-            for model in sample.models:  # one of one seed stands beside every seed of the others
-                key = (*model, folds[number // sample.runs], seeds[model][number % len(seeds[model])])
-                found.append(_outcomes(runs[key], groups, task, *chosen.loc[key, ["threshold", "threshold_false"]]))
-            of_parts.append(found)
-        names = of_parts[0][0]
-        yield samples.with_outcomes(
-            sample, {name: [np.stack([one[name] for one in found], axis=1) for found in of_parts] for name in names}
-        )
+        yield samples.with_sums(sample, mine, partial(_outcomes, task, chosen))
 
 
-def _outcomes(rows: pd.DataFrame, groups: pd.Index, task: Task, tight: float, loose: float) -> dict[str, np.ndarray]:
+def _outcomes(
+    task: Task, chosen: pd.DataFrame, model: tuple, rows: pd.DataFrame, groups: pd.Index
+) -> dict[str, np.ndarray]:
     """Return the three sums (groups, 3), as ``samples.with_outcomes`` takes them, of each outcome of one fold model."""
+    tight, loose = chosen.loc[model, ["threshold", "threshold_false"]]
     score, y, rank = (rows[name].to_numpy() for name in ("score", "positive", "rank"))
     case, sweep = (np.unique(rows[name], return_inverse=True)[1] for name in ("case_number", "sweep_number"))
     unit = groups.get_indexer(rows["group"])

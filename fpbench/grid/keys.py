@@ -11,7 +11,7 @@ from fpbench.files import artifacts, paths
 from fpbench.recipe import CorpusSpec
 from fpbench.study import EncoderSpec, Study
 from fpbench.tasks import RANKED
-from fpbench.training import bench, embeddings
+from fpbench.training import bench, embeddings, segmentation
 
 
 def key_parts(study: Study) -> dict[str, dict]:
@@ -42,6 +42,7 @@ def key_parts(study: Study) -> dict[str, dict]:
         "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},
         "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": bench.VERSION},
     }
+    groups["segmentation"] = {"step segmentation": segmentation.VERSION}
     if study.seeds not in ([], [study.seed]):
         groups["tuning"]["seeds"] = study.seeds
     if task.selection in RANKED:

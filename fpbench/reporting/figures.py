@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,6 +28,9 @@ from fpbench.files import artifacts
 from fpbench.protocols import titles
 from fpbench.study import Study
 from fpbench.tasks import Task
+
+if TYPE_CHECKING:
+    from fpbench.training.segmentation.runs import Example
 
 COLOURS = {  # Okabe and Ito's palette
     "usfm": "#0072B2",
@@ -145,6 +148,18 @@ def augmented(pictures: np.ndarray, title: str) -> Figure:
     for ax, picture in zip(axes.flat, pictures, strict=False):
         ax.imshow(picture, vmin=0, vmax=1)
     figure.suptitle(title)
+    return figure
+
+
+def outlines(shown: "Sequence[Example]") -> Figure:
+    """Draw frames with outlines of what is to be found (solid) and of what was found (dashed); ``segmentation.runs.examples``."""
+    figure, axes = blank(2, -(-len(shown) // 2), 1.7, 1.85)
+    for ax, one in zip(axes.flat, shown, strict=False):
+        ax.imshow(one.picture)
+        for mask, colour, style in ((one.truth, "#56B4E9", "solid"), (one.found, "#E69F00", "dashed")):
+            if mask.any() and not mask.all():
+                ax.contour(mask, [0.5], colors=colour, linestyles=style, linewidths=1)
+        ax.set_title(f"Dice {one.dice:.2f}", fontsize=7)
     return figure
 
 

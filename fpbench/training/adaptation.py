@@ -14,7 +14,7 @@ from fpbench.errors import InputError
 from fpbench.recipe import Recipe
 
 if TYPE_CHECKING:
-    from fpbench.training.finetuning import Classifier
+    from fpbench.training.finetuning import Learner
 
 BLOCK = re.compile(r"^(?:.*\.)?(?:blocks|layers|layer\d*|stages?\d*)\.\d+(?=\.)")
 POSITIONS = ("pos_embed", "cls_token", "reg_token", "rel_pos", "relative_position_bias_table", "position_embeddings")
@@ -27,23 +27,28 @@ def is_transformer(body: nn.Module) -> bool:
     return any("attn" in name or "attention" in name for name, _ in body.named_modules())
 
 
+def blocks(body: nn.Module) -> list[str]:
+    """Return the names of the blocks of a network, in its order."""
+    return list(dict.fromkeys(match[0] for name, _ in body.named_parameters() if (match := BLOCK.match(name))))
+
+
 def layers(body: nn.Module) -> dict[str, int]:
     """Return the layer of every parameter: 0 before the first block, then one per block, then one for what stands behind."""
     found: dict[str, int] = {}
-    blocks: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for name, _ in body.named_parameters():
         if match := BLOCK.match(name):
-            found[name] = blocks.setdefault(match[0], len(blocks) + 1)
+            found[name] = numbers.setdefault(match[0], len(numbers) + 1)
         else:
-            found[name] = sys.maxsize if blocks and not any(word in name for word in POSITIONS) else 0
-    return {name: min(layer, len(blocks) + 1) for name, layer in found.items()}
+            found[name] = sys.maxsize if numbers and not any(word in name for word in POSITIONS) else 0
+    return {name: min(layer, len(numbers) + 1) for name, layer in found.items()}
 
 
-def rate_groups(model: "Classifier", recipe: Recipe, rate: float) -> list[dict]:
+def rate_groups(model: "Learner", recipe: Recipe, rate: float) -> list[dict]:
     """Return parameter groups for AdamW, each with its ``base`` learning rate and weight decay.
 
     The head gets ``rate * head_factor``; block i of n gets ``rate * layer_decay ** (n + 1 - i)`` if the network is a
-    transformer trained in full. Vectors and position tables do not decay.
+    transformer trained in full; all else ``rate``. Vectors and position tables do not decay.
     """
     depth = layers(model.body)
     top = max(depth.values())
@@ -52,7 +57,7 @@ def rate_groups(model: "Classifier", recipe: Recipe, rate: float) -> list[dict]:
     for name, tensor in model.named_parameters():
         if tensor.requires_grad:
             part, _, inner = name.partition(".")
-            base = rate * (recipe.head_factor if part == "head" else decay ** (top - depth[inner]))
+            base = rate * (recipe.head_factor if part == "head" else decay ** (top - depth.get(inner, top)))
             plain = tensor.ndim <= 1 or any(word in name for word in POSITIONS)
             groups.setdefault((base, 0.0 if plain else recipe.weight_decay), []).append(tensor)
     return [{"params": tensors, "lr": base, "base": base, "weight_decay": w} for (base, w), tensors in groups.items()]

@@ -53,23 +53,28 @@ def apply(pictures: Tensor, numbers: Tensor, fields: Tensor) -> Tensor:
     torch.Tensor
         Same shape, in [0, 1].
     """
+    return toned(moved(pictures, numbers), numbers, fields)
+
+
+def moved(pictures: Tensor, numbers: Tensor, mode: str = "bilinear") -> Tensor:
+    """Return pictures flipped, turned, shifted and scaled, black where nothing was; ``nearest`` for masks, which so stay with theirs."""
     flip, rotate, y, x, scale = numbers.T[:5].to(pictures.device)
     cos, sin = torch.cos(rotate) / (1 + scale), torch.sin(rotate) / (1 + scale)
     mirror = 1 - 2 * flip
     affine = torch.stack([torch.stack([mirror * cos, -sin, x], -1), torch.stack([mirror * sin, cos, y], -1)], 1)
     grid = functional.affine_grid(affine, list(pictures.shape), align_corners=False)
-    return toned(functional.grid_sample(pictures, grid, align_corners=False), numbers, fields)
+    return functional.grid_sample(pictures, grid, mode=mode, align_corners=False)
 
 
-def toned(moved: Tensor, numbers: Tensor, fields: Tensor) -> Tensor:
+def toned(pictures: Tensor, numbers: Tensor, fields: Tensor) -> Tensor:
     """Return pictures with gain, contrast, gamma and speckle changed; arguments as of ``apply``."""
-    gain, contrast, gamma, strength, which, down, right = numbers.T[5:].to(moved.device)
+    gain, contrast, gamma, strength, which, down, right = numbers.T[5:].to(pictures.device)
     noise = _shifted(fields, which, down, right)[:, None]
     column = (slice(None), None, None, None)
-    moved = moved * (1 + gain[column]) * (1 + strength[column] * noise)
-    mean = moved.mean((1, 2, 3), keepdim=True)
-    moved = ((moved - mean) * (1 + contrast[column]) + mean).clamp(0, 1)
-    return moved ** torch.exp(gamma[column])
+    changed = pictures * (1 + gain[column]) * (1 + strength[column] * noise)
+    mean = changed.mean((1, 2, 3), keepdim=True)
+    changed = ((changed - mean) * (1 + contrast[column]) + mean).clamp(0, 1)
+    return changed ** torch.exp(gamma[column])
 
 
 def examples(encoder: Encoder, pictures: Sequence[np.ndarray], settings: Augmentation, seed: int = 0) -> np.ndarray:

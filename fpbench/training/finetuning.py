@@ -9,6 +9,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from fpbench.training.loop import Diverged, Pictures, Run, interruptible, number
 __all__ = [
     "Classifier",
     "Diverged",
+    "Learner",
     "Part",
     "Pictures",
     "Trainer",
@@ -41,25 +43,47 @@ __all__ = [
 ]
 
 LAST = torch.channels_last  # the faster layout for convolutions
+Kind = TypeVar("Kind", bound="Learner")
 
 
-class Classifier(nn.Module):
-    """An encoder's module and a linear head: normalised pictures (B, 3, S, S) to logits (B, K)."""
+class Learner(nn.Module):
+    """An encoder's module and what is trained with it: normalised pictures (B, 3, S, S) to logits (B, K)."""
+
+    paths: list[DropPath]
+
+    def __init__(self, encoder: Encoder, classes: int, recipe: Recipe, mode: str, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.encoder, self.classes, self.mode, self.paths = encoder, classes, mode, []
+        self.bf16 = recipe.bf16 and encoder.device.type == "cuda"
+        self.micro = min(spec.micro or spec.batch_size, recipe.batch)  # images per forward pass of the encoder
+        self.body = encoder.module if is_transformer(encoder.module) else encoder.module.to(memory_format=LAST)
+
+    def changing(self) -> dict[str, Tensor]:
+        """Return every tensor that training may change, by name: what a checkpoint holds."""
+        raise NotImplementedError
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``changing`` returned."""
+        with torch.no_grad():
+            for name, tensor in self.changing().items():
+                tensor.copy_(tensors[name])
+
+
+class Classifier(Learner):
+    """An encoder's module and a linear head."""
 
     def __init__(
         self, encoder: Encoder, classes: int, recipe: Recipe, mode: str, spec: EncoderSpec, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.encoder, self.mode = encoder, mode
-        self.bf16 = recipe.bf16 and encoder.device.type == "cuda"
-        self.micro = min(spec.micro or spec.batch_size, recipe.batch)  # images per forward pass
-        self.body = encoder.module if is_transformer(encoder.module) else encoder.module.to(memory_format=LAST)
+        super().__init__(encoder, classes, recipe, mode, spec)
+        if recipe.batchnorm == "live" and self.micro < recipe.batch:
+            raise InputError(f"batchnorm: live needs batches of {recipe.batch} at once, found {self.micro}: use frozen")
         self.head = nn.Linear(encoder.dim, classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
-            self.paths: list[DropPath] = drop_paths(self.body, recipe.drop_path) if mode == "full" else []
+            self.paths = drop_paths(self.body, recipe.drop_path) if mode == "full" else []
             if mode in LORA:
                 add_lora(self.body, recipe, LORA[mode])
         if spec.checkpointing:
@@ -80,15 +104,9 @@ class Classifier(nn.Module):
         return self
 
     def changing(self) -> dict[str, Tensor]:
-        """Return every tensor that training may change, by name: what a checkpoint holds."""
+        """Return what is trained, and with live BatchNorm its statistics."""
         buffers = {} if self.frozen else dict(self.named_buffers())
         return {**{name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}, **buffers}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``changing`` returned."""
-        with torch.no_grad():
-            for name, tensor in self.changing().items():
-                tensor.copy_(tensors[name])
 
 
 @dataclass(frozen=True)
@@ -108,22 +126,23 @@ class Trainer(Run):
     """One training run: a model, what it learns from, and where it stands. ``run`` is the loop."""
 
     def __init__(
-        self, model: Classifier, part: Part, recipe: Recipe, rate: float, folder: Path, key: str, seed: int, title: str
+        self, model: Learner, part: Part, recipe: Recipe, rate: float, folder: Path, key: str, seed: int, title: str
     ) -> None:
-        if recipe.batchnorm == "live" and model.micro < recipe.batch:
-            raise InputError(
-                f"batchnorm: live needs batches of {recipe.batch} at once, found {model.micro}: use frozen"
-            )
         super().__init__(folder, key, title)
-        self.model: Classifier = model
+        self.model: Learner = model
         self.part, self.recipe, self.rate, self.seed = part, recipe, rate, seed
         self.pictures, self.names, self.device = part.pictures, part.names, model.encoder.device
         self.steps = math.ceil(len(part.train) / recipe.batch)  # of an epoch
         self.optimiser = torch.optim.AdamW(rate_groups(model, recipe, rate), fused=True)
         self.forward = torch.compile(model) if recipe.compile else model
         self.noise = augmentation.speckle(model.encoder.geometry.size).to(self.device)
-        weights = class_weights(part.labels[part.train], model.head.out_features) if recipe.class_weights else None
-        self.loss = nn.CrossEntropyLoss(weights, reduction="sum", label_smoothing=recipe.smoothing).to(self.device)
+        self.loss = self.criterion().to(self.device)
+
+    def criterion(self) -> nn.Module:
+        """Return the loss of a classifier: of logits (B, K) and class indices (B,), the sum over the pictures."""
+        part, recipe = self.part, self.recipe
+        weights = class_weights(part.labels[part.train], self.model.classes) if recipe.class_weights else None
+        return nn.CrossEntropyLoss(weights, reduction="sum", label_smoothing=recipe.smoothing)
 
     def run(self) -> tuple[pd.DataFrame, int]:
         """Train, from the last checkpoint if there is one, until the last epoch or the end of patience; load the best epoch."""
@@ -159,25 +178,12 @@ class Trainer(Run):
     def step(self, pictures: Tensor, batch: "Plan") -> Tensor:
         """Make one step of the optimiser; return the mean loss. Out of memory: again with half as many images at once."""
         model, micro = self.model, self.model.micro
-        labels = torch.from_numpy(self.part.labels[batch.rows]).to(self.device)
         set_rates(
             self.optimiser, self.recipe, (self.state.epoch + (self.state.step + 1) / self.steps) / self.recipe.epochs
         )
         try:
-            total = torch.zeros((), device=self.device)
             self.optimiser.zero_grad(set_to_none=True)
-            for start, piece in zip(range(0, len(labels), micro), batch.batches(micro), strict=True):
-                self.sow(number(self.seed, self.state.epoch, self.state.step, start))
-                for path in model.paths:
-                    path.coins = piece.coins.to(self.device)
-                x = augmentation.apply(
-                    model.encoder.colours(pictures[start : start + micro]), piece.changes, self.noise
-                )
-                with model.encoder.autocast(model.bf16):
-                    logits = self.forward(model.encoder.standardise(x))
-                loss = self.loss(logits.float(), labels[start : start + micro]) / len(labels)
-                loss.backward()
-                total += loss.detach()
+            loss = self.descend(pictures, batch)
         except torch.OutOfMemoryError:
             if micro == 1:
                 raise
@@ -186,6 +192,22 @@ class Trainer(Run):
         if self.recipe.clip:
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.recipe.clip)
         self.optimiser.step()
+        return loss
+
+    def descend(self, pictures: Tensor, batch: "Plan") -> Tensor:
+        """Add up the gradient of a batch, ``micro`` images at once; return its mean loss."""
+        model, micro, total = self.model, self.model.micro, torch.zeros((), device=self.device)
+        labels = torch.from_numpy(self.part.labels[batch.rows]).to(self.device)
+        for start, piece in zip(range(0, len(labels), micro), batch.batches(micro), strict=True):
+            self.sow(number(self.seed, self.state.epoch, self.state.step, start))
+            for path in model.paths:
+                path.coins = piece.coins.to(self.device)
+            x = augmentation.apply(model.encoder.colours(pictures[start : start + micro]), piece.changes, self.noise)
+            with model.encoder.autocast(model.bf16):
+                logits = self.forward(model.encoder.standardise(x))
+            loss = self.loss(logits.float(), labels[start : start + micro]) / len(labels)
+            loss.backward()
+            total += loss.detach()
         return total
 
     def finish(self) -> tuple[pd.DataFrame, int]:
@@ -197,7 +219,15 @@ class Trainer(Run):
 
 
 def finetune(
-    model: Classifier, part: Part, recipe: Recipe, rate: float, folder: Path, key: str, seed: int, title: str
+    model: Learner,
+    part: Part,
+    recipe: Recipe,
+    rate: float,
+    folder: Path,
+    key: str,
+    seed: int,
+    title: str,
+    trainer: type[Trainer] = Trainer,
 ) -> tuple[pd.DataFrame, int]:
     """Train a fresh model, or take up the finished or interrupted run of the same ``key`` in ``folder``.
 
@@ -209,6 +239,8 @@ def finetune(
         Keeps ``last.pt`` and ``before.pt`` while running; ``best.safetensors`` and ``history.csv``.
     key
         Digest of everything that the run depends on.
+    trainer
+        What the loop of this kind of model is.
 
     Returns
     -------
@@ -227,10 +259,10 @@ def finetune(
     if about.get("key") == key:
         restore(model, folder)
         return pd.DataFrame(about["history"]), about["best"]
-    return Trainer(model, part, recipe, rate, folder, key, seed, title).run()
+    return trainer(model, part, recipe, rate, folder, key, seed, title).run()
 
 
-def restore(model: Classifier, folder: Path) -> Classifier:
+def restore(model: Kind, folder: Path) -> Kind:
     """Load the best epoch of a finished run into a fresh model; returns it. InputError if its file is damaged."""
     artifacts.checked(folder / "best.safetensors")
     model.load(load_file(folder / "best.safetensors", str(model.encoder.device)))
@@ -276,7 +308,7 @@ def balanced(rows: np.ndarray, labels: np.ndarray, source: torch.Generator) -> n
     return np.concatenate(drawn)
 
 
-def predict(model: Classifier, pictures: Pictures, rows: np.ndarray, title: str = "") -> np.ndarray:
+def predict(model: Learner, pictures: Pictures, rows: np.ndarray, title: str = "") -> np.ndarray:
     """Return logits (n, K) float32 of some rows; with a ``title`` it says how far it is."""
     model.eval()
     parts = [rows[start : start + model.micro] for start in range(0, len(rows), model.micro)]
@@ -302,7 +334,7 @@ def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, done: float) -> 
         group["lr"] = group["base"] * rising * falling
 
 
-def estimate(model: Classifier, recipe: Recipe, images: int, runs: int) -> dict[str, float]:
+def estimate(model: Learner, recipe: Recipe, images: int, runs: int) -> dict[str, float]:
     """Return what ``runs`` trainings on ``images`` pictures would take here, from one forward and backward pass.
 
     Returns

@@ -21,13 +21,16 @@ from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
 from fpbench.errors import InputError
 from fpbench.files import artifacts
+from fpbench.protocols import PROTOCOLS, SEGMENTATION
 from fpbench.splits import Fold, Splits
-from fpbench.study import Study
-from fpbench.tasks import RANKED
-from fpbench.training import finetuning
+from fpbench.study import EncoderSpec, Study
+from fpbench.tasks import RANKED, Task
+from fpbench.training import finetuning, segmentation
 from fpbench.training.adaptation import movement
 from fpbench.training.bench import Bench, answered, write
-from fpbench.training.finetuning import Classifier, Part, Pictures
+from fpbench.training.finetuning import Classifier, Learner, Part, Pictures, Trainer
+from fpbench.training.segmentation.decoder import Segmenter
+from fpbench.training.segmentation.trainer import MaskedPart, SegmentationTrainer, masks, target
 
 
 def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[Path]:
@@ -66,9 +69,7 @@ def run_finetuning(bench: Bench, mode: str, folds: Sequence[int] = ()) -> list[P
     return files
 
 
-def _answer(
-    model: Classifier, pictures: dict[str, Pictures], cohort: Cohort, rows: np.ndarray, title: str
-) -> np.ndarray:
+def _answer(model: Learner, pictures: dict[str, Pictures], cohort: Cohort, rows: np.ndarray, title: str) -> np.ndarray:
     return finetuning.predict(model, pictures[cohort.name], rows, title)
 
 
@@ -82,19 +83,18 @@ def _told(bench: Bench, mode: str) -> str:
     return f", seed {bench.seed}" if len(bench.study.seeds_of(mode, bench.encoder)) > 1 else ""
 
 
-def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Classifier, dict]":
+def _tune(bench: Bench, mode: str, fold: Fold, pictures: "dict[str, Pictures]", key: str) -> "tuple[Learner, dict]":
     """Train once per learning rate; return the best model, and what was chosen and why."""
-    from fpbench.training.finetuning import finetune
-
     rates, rule = _rates(bench, mode, fold, pictures)
     runs, score = [], bench.task.selection
     for rate in rates:
-        model, part = classifier(bench, mode), learning_part(bench, fold, pictures[bench.home.name])
+        model, part = learner(bench, mode), learning_part(bench, mode, fold, pictures[bench.home.name])
         folder = run_folder(bench, mode, key, fold.number, rate)
         run_key = artifacts.digest([key, fold.number, rate])
         title = f"{bench.encoder}, {mode}, fold {fold.number}{_told(bench, mode)}, rate {rate:g}"
-        history, epoch = finetune(
-            model, part, bench.study.recipe, rate, folder, run_key, _seed(bench, mode, fold), title
+        trainer = SegmentationTrainer if PROTOCOLS[mode].job == SEGMENTATION else Trainer
+        history, epoch = finetuning.finetune(
+            model, part, bench.study.recipe, rate, folder, run_key, _seed(bench, mode, fold), title, trainer
         )
         runs.append((history.iloc[epoch], rate, model))
         runs = [min(runs, key=lambda run: (-run[0][score], run[0]["NLL"]))] if len(runs) > 1 else runs
@@ -122,21 +122,25 @@ def _rates(bench: Bench, mode: str, fold: Fold, pictures: dict) -> tuple[list[fl
     return [chosen["strength"]], f"best on the validation part of {told}" + f", with seed {first.seed}" * other
 
 
-def classifier(bench: Bench, mode: str) -> "Classifier":
-    """Return a fresh copy of the encoder with a new head."""
-    from fpbench.training.finetuning import Classifier
-
+def learner(bench: Bench, mode: str) -> Learner:
+    """Return a fresh copy of the encoder with a new head, or decoder."""
     fresh = replace(bench.model, module=copy.deepcopy(bench.model.module))
-    return Classifier(fresh, bench.classes, bench.study.recipe, mode, bench.spec, bench.seed)
+    return _begun(fresh, bench.task, bench.study, mode, bench.spec, bench.seed)
 
 
-def learning_part(bench: Bench, fold: Fold, pictures: "Pictures") -> "Part":
+def _begun(encoder: Encoder, task: Task, study: Study, mode: str, spec: EncoderSpec, seed: int = 0) -> Learner:
+    if PROTOCOLS[mode].job == SEGMENTATION:
+        return Segmenter(encoder, target(task)[0], study.recipe, spec, seed)
+    return Classifier(encoder, len(task.classes), study.recipe, mode, spec, seed)
+
+
+def learning_part(bench: Bench, mode: str, fold: Fold, pictures: Pictures) -> Part:
     """Return what a run on this fold may see."""
-    from fpbench.training.finetuning import Part
-
-    names = bench.home.frame["image_id"].to_numpy()
-    task = bench.task
-    return Part(pictures, bench.labels, names, fold.train, fold.validation, task.selection, task.positive_code)
+    task, names = bench.task, bench.home.frame["image_id"].to_numpy()
+    seen = (pictures, bench.labels, names, fold.train, fold.validation, task.selection, task.positive_code)
+    if PROTOCOLS[mode].job == SEGMENTATION:
+        return MaskedPart(*seen, masks=masks(bench.home, bench.model), foreground=target(task)[1])
+    return Part(*seen)
 
 
 def _weights(bench: Bench, mode: str, path: Path) -> Path:
@@ -145,12 +149,10 @@ def _weights(bench: Bench, mode: str, path: Path) -> Path:
     return run_folder(bench, mode, tuning_key(bench, mode), fold, rate) / "best.safetensors"
 
 
-def tuned(bench: Bench, mode: str, path: Path) -> "Classifier":
+def tuned(bench: Bench, mode: str, path: Path) -> Learner:
     """Return the model behind a predictions file of ``run_finetuning``."""
-    from fpbench.training.finetuning import restore
-
     bench = bench.of_seed(results.run_of(path, bench.study.seed)[1])
-    return restore(classifier(bench, mode), _weights(bench, mode, path).parent)
+    return finetuning.restore(learner(bench, mode), _weights(bench, mode, path).parent)
 
 
 def movements(bench: Bench, mode: str, files: list[Path]) -> pd.DataFrame:
@@ -168,8 +170,9 @@ def tuning_key(bench: Bench, mode: str) -> str:
     """Return a digest of everything that a fine-tuning depends on: that of another seed also on the one that chose the learning rate."""
     spec = [bench.spec.micro or bench.spec.batch_size, bench.spec.checkpointing]
     first = [seed for seed in bench.study.seeds_of(mode, bench.encoder)[:1] if seed != bench.seed]
-    chosen_by = [[score, bench.task.positive]] if (score := bench.task.selection) in RANKED else []
-    return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first, *chosen_by])
+    own: list[list] = [[score, bench.task.positive]] if (score := bench.task.selection) in RANKED else []
+    own += [["step segmentation", segmentation.VERSION]] if PROTOCOLS[mode].job == SEGMENTATION else []
+    return artifacts.digest([bench.run_key, mode, asdict(bench.study.recipe), recipe.VERSION, spec, *first, *own])
 
 
 def run_folder(bench: Bench, mode: str, key: str, fold: int, rate: float) -> Path:
@@ -199,16 +202,14 @@ def costs(
 
     The networks are built with random weights and timed on one pass; nothing is trained and no weights file is needed.
     """
-    from fpbench.training.finetuning import Classifier, estimate
-
     images, rows = len(splits.fold(0).train), []
     for name, mode in tunings or study.tunings():
         spec, encoder = study.encoder_spec(name), blank(study, name)
         grid = len(study.recipe.grid(mode))
         choosing = study.folds if splits.scheme == "crossval" else 1  # folds whose first seed tries the whole grid
         runs = len(study.seeds_of(mode, name)) * study.folds + choosing * (grid - 1)
-        model = Classifier(encoder, len(study.the_task.classes), study.recipe, mode, spec)
-        row = {"encoder": name, "mode": mode, "runs": runs, **estimate(model, study.recipe, images, runs)}
+        model = _begun(encoder, study.the_task, study, mode, spec)
+        row = {"encoder": name, "mode": mode, "runs": runs, **finetuning.estimate(model, study.recipe, images, runs)}
         if disk:  # the best epoch of every run; a checkpoint holds two moments of every number besides
             held = sum(tensor.nbytes for tensor in model.changing().values()) / 1e9
             row |= {"weights GB": runs * held, "checkpoint GB": 3 * held}

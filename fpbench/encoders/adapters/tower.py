@@ -31,10 +31,15 @@ def grid(module: nn.Module, x: Tensor) -> Tensor | None:
             found = found.permute(0, 2, 3, 1)
     else:
         return None
-    if found.ndim == 4:
-        return found
-    side = math.isqrt(found.shape[1])  # what is left over stands first: class token and registers
-    return found[:, found.shape[1] - side * side :].unflatten(1, (side, side))
+    return on_grid(found)
+
+
+def on_grid(features: Tensor) -> Tensor:
+    """Return tokens (B, N, C) as a map (B, h, w, C), which stays as it is."""
+    if features.ndim == 4:
+        return features
+    side = math.isqrt(features.shape[1])  # what is left over stands first: class token and registers
+    return features[:, features.shape[1] - side * side :].unflatten(1, (side, side))
 
 
 class ClassToken(nn.Module):
