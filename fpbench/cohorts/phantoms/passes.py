@@ -24,7 +24,7 @@ HEIGHT = SIZE[1] * SPACING  # of a picture, mm
 PROBE = {"near": 0.374, "opening": np.pi / 6, "apex": -0.324, "far": 1.325}  # the real frames' field of view, picture heights
 EDGE = 0.5  # place where the marks begin
 HELD = 4  # frames of a sweep that is not annotated for which the anatomy stands still
-TRUNK = ((-2.3, -1.9, -1.2, -0.5, 0.5, 1.2, 1.9, 2.3), (0, 0.55, 0.85, 0.99, 0.99, 0.92, 0.75, 0))  # place, size
+TRUNK = ((-2.3, -1.9, -1.2, -0.5, 0.5, 1.2, 1.9, 2.3), (0.3, 0.6, 0.85, 0.99, 0.99, 0.92, 0.75, 0.35))  # place, size
 NOISE = {  # knots along and across the beams
     "strands": (30, 6), "patches": (4, 5), "lanes": (2, 9), "skin": (2, 3), "placenta": (10, 10), "liver": (24, 24), "lobes": (9, 9),
     "brain": (14, 14), "muscle": (20, 20),
@@ -150,8 +150,7 @@ class _Body:
 
     def trunk(self, f: Frame, frame: int, place: float) -> tuple[Frame, np.ndarray]:
         """Return the frame of the trunk, its spine at -u and its left at -w, and the distance to its skin; ``f``: of the picture."""
-        size = max(float(np.interp(place, *TRUNK)), 0.02)
-        trunk = f.at(*self.moves[frame], self.half * size)
+        trunk = f.at(*self.moves[frame], self.half * float(np.interp(place, *TRUNK)))
         return trunk, trunk.oval(0, 0, 1, self.ratio)
 
     def _mother(self, v: View, noise: dict[str, np.ndarray], place: float, f: Frame) -> None:
