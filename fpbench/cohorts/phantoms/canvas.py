@@ -7,6 +7,7 @@ below 0.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ class View:
 
     def develop(self, g: np.random.Generator) -> np.ndarray:
         """Return the picture, uint8 of shape (height, width): loss, speckle, display curve, scan conversion."""
-        s, (width, height) = self.setting, self.setting.size
+        s = self.setting
         beam: dict[str, Any] = {"ksize": (0, 0), "sigmaX": s.beam[1], "sigmaY": s.beam[0]}
         noise = g.standard_normal((2, *self.grid), np.float32)
         speckle = np.hypot(cv2.GaussianBlur(noise[0], **beam), cv2.GaussianBlur(noise[1], **beam))
@@ -118,12 +119,21 @@ class View:
         shadow = cv2.GaussianBlur(np.cumsum(self.loss, axis=0), (0, 0), 2.5, sigmaY=0.5) * self.step
         grey = (cv2.GaussianBlur(self.level, **beam) - shadow - 0.4) * s.contrast + 0.4 + s.gain
         grey += 0.24 * np.log10(speckle + 0.03) - s.fade * (self.depth - 0.4)
-        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-        x, y = (x - width / 2) / height, y / height - np.float32(self.apex)
-        row = ((np.hypot(x, y) - self.near) / self.step).astype(np.float32)
-        column = (np.arctan2(x, y) / self.opening + 1) * ((self.grid[1] - 1) / 2)
+        row, column = _samples(s.size, self.near, self.opening, self.apex, self.step, self.grid[1])
         lit = np.clip(grey, 0.0, 1.0) ** 1.25 * 255
         return np.rint(cv2.remap(lit, column, row, cv2.INTER_LINEAR, borderValue=0)).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _samples(
+    size: tuple[int, int], near: float, opening: float, apex: float, step: float, beams: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which sample of the grid each pixel shows: row and column, (height, width)."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    x, y = (x - width / 2) / height, y / height - np.float32(apex)
+    row = ((np.hypot(x, y) - near) / step).astype(np.float32)
+    return row, (np.arctan2(x, y) / opening + 1) * ((beams - 1) / 2)
 
 
 def cloud(g: np.random.Generator, rows: int, columns: int) -> np.ndarray:
