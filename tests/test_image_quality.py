@@ -7,7 +7,8 @@ from matplotlib import pyplot as plt
 from sklearn import metrics as sk
 from test_sweeps import TASK, drawn
 
-from fpbench.analysis import claims, quality, statistics, sweeps
+from fpbench.analysis import claims, statistics, sweeps
+from fpbench.analysis.sweeps import quality
 from fpbench.reporting import sweeps as drawing
 
 MODELS = (("fetalclip", "lora"), ("fetalclip", "segmentation"), ("densenet", "full"), ("swin", "lora"))

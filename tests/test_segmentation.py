@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from fpbench import cohorts, load_study, loading, make_splits, predictions, results
-from fpbench.analysis import masks, statistics
+from fpbench.analysis import statistics
+from fpbench.analysis.sweeps import masks
 from fpbench.cohorts.source import COLUMNS, Source
 from fpbench.encoders import load_encoder
 from fpbench.errors import InputError

@@ -178,7 +178,8 @@ def _lost(study: Study, job: Job, missing: dict[str, str]) -> bool:
 
 def _analysis() -> str:
     """Return a digest of the code that reads predictions."""
-    rooms = [path for room in ("analysis", "reporting") for path in sorted((paths.PACKAGE / room).glob("*.*"))]
+    both = (paths.PACKAGE / room for room in ("analysis", "reporting"))
+    rooms = [path for room in both for path in sorted(room.rglob("*.*")) if path.suffix != ".pyc"]
     files = [paths.PACKAGE / "metrics.py", paths.PACKAGE / "encoders" / "inspection.py", *rooms]
     return artifacts.digest([artifacts.file_sha256(path) for path in files])
 

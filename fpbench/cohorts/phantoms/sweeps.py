@@ -128,7 +128,9 @@ def labels(sweep: Sweep) -> tuple[int, ...]:
 
 def counts(cohort: list[Stack]) -> dict[str, dict[str, int]]:
     """Return column -> value -> frames of annotated sweeps, and "total" -> images, patients: the form of ``Source.counts``."""
-    values = [QUALITY[value] for stack in cohort for sweep in stack.sweeps if sweep.annotated for value in labels(sweep)]
+    values = [
+        QUALITY[value] for stack in cohort for sweep in stack.sweeps if sweep.annotated for value in labels(sweep)
+    ]
     quality = Counter(values)
     best, usable = quality["optimal"], len(values) - quality["none"]
     return {

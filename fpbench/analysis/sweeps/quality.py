@@ -1,6 +1,6 @@
 """Image quality on blind sweeps: the claims of arXiv:2507.22802, its numbers beside ours, and what the sentences of a study may say.
 
-Everything follows from the bootstrap of ``fpbench.analysis.sweeps``. The paper's models are FetalCLIP with LoRA (FetalCLIP-CLS), six baselines,
+Everything follows from the bootstrap of the package. The paper's models are FetalCLIP with LoRA (FetalCLIP-CLS), six baselines,
 and a segmenter on FetalCLIP that answers by the area it finds; a miniature stands for its namesake. Its score is F1 of the positive class
 at 0.5, over frames of one split by stack, of which five subjects lie in training and in test; ours is AUPRC, and that F1 beside it.
 
@@ -23,7 +23,7 @@ PAPER = ("lora", "full")  # how its classifiers were trained: transformers, netw
 VARIANTS = {
     "lora": ("lora", "lora_mlp")
 }  # of ours, beside a protocol of the paper; peft reaches the MLPs of FetalCLIP alone
-COVERAGE, PUBLISHED = (Path(__file__).with_name(f"{name}.csv") for name in ("coverage", "published_quality"))
+COVERAGE, PUBLISHED = (Path(__file__).with_name(f"{name}.csv") for name in ("coverage", "published"))
 WELL = (0.93, 0.97)  # coverage of a 95 % interval that need not be told
 TOLD = (
     "AUPRC",
