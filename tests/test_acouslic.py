@@ -167,10 +167,8 @@ def test_a_cohort_without_masks_says_so(small):
 
 def test_a_mask_is_inflated_once(archive, monkeypatch):
     frame, counted = acouslic.read(table(archive)), Counter()
-    looks = acouslic.decoding.looks
-    monkeypatch.setattr(
-        acouslic.decoding, "looks", lambda named: counted.update([named[0].parent.name]) or looks(named)
-    )
+    frames = acouslic.decoding.frames
+    monkeypatch.setattr(acouslic.decoding, "frames", lambda file: counted.update([file.parent.name]) or frames(file))
     pd.testing.assert_frame_equal(acouslic.read(table(archive)), frame)
     assert not counted
     mask = next((archive / "masks").glob("*/00000002*.mha"))

@@ -239,8 +239,8 @@ def _looked(files: list[Path], shapes: list[tuple[int, int, int]]) -> list[np.nd
 
 def _count(file: Path, frames: int, target: Path) -> None:
     """Write what a mask says; one frame is in memory at a time."""
-    counts, named = np.zeros((frames, 2), np.uint32), [file.with_name(f"{file.name}#{k}") for k in range(frames)]
-    for number, (frame, _) in enumerate(decoding.looks(named)):
+    counts = np.zeros((frames, 2), np.uint32)
+    for number, frame in enumerate(decoding.frames(file)):
         if frame.max() > 2:
             raise InputError(f"{file}: expected the values 0, 1 and 2, found {frame.max()} in frame {number}")
         counts[number] = np.count_nonzero(frame == 1), np.count_nonzero(frame == 2)
