@@ -58,6 +58,10 @@ class Entry:
     mini: int = 64  # side of the miniature's input, pixels
     parameters: float = 0.0  # of the encoder, millions
     gmacs: str = ""  # per image, attention counted
+    held: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # MB per image, float32: kept for a backward pass (of LoRA); at most alive in a forward pass
     source: Source | None = None
     licence: str = "unknown"
     gated: str = "no"  # no | unknown | how
@@ -104,7 +108,7 @@ def builder(entry: Entry) -> Callable:
 
 for _facts in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text()):
     _parts = {"geometry": Geometry(**_facts["geometry"]), "source": Source(**_facts["source"])}
-    add(Entry(**_facts | _parts | {name: tuple(_facts[name]) for name in ("mean", "std")}))
+    add(Entry(**_facts | _parts | {name: tuple(_facts[name]) for name in ("mean", "std", "held")}))
 
 
 def published() -> list[Entry]:

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fpbench import loading
@@ -73,6 +75,14 @@ def _pretrainings(study: Study, names: list[str]) -> str:
 # checkpoint in the next attempt. Snakemake's own `--set-resources RULE:runtime=600` (minutes), `RULE:mem_mb=64000` override it.
 SPEED = {"cpu": 0.1e12, "gpu": 20e12}  # multiplications and additions that we count on, per second
 
+# Bytes that it holds beside the image cache, which is mapped and of which a batch at a time is read.
+BASE = 4e9  # the program and its libraries, those of a GPU as well, and what a probe or a batch takes besides
+COPIES = 28  # of a trained number, seven times 4: as loaded, best run so far, this run with gradient and two moments, its best epoch
+LOADED = 8  # of any other number of a network: of the file, and of the network
+FEATURE = 16  # of a number of the embeddings: all of them once, and the training rows of a fold in single and in double precision
+ROW = 500  # of a row of predictions: read, and joined with others
+PICTURE = 2000  # of a row of a cohort's table
+
 
 def resources(study: Study, passes: int | str) -> dict[str, Any]:
     """Return Snakemake's resources of a kind of job: numbers, or functions of its wildcards.
@@ -80,15 +90,14 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
     ``passes``: how often every image goes through the network of the job's encoder, or through all where it has none;
     ``training``, ``pretraining``: as often as these need; 0: there is no network, and no GPU is asked for.
     """
+    images, every = _images(study), [spec.name for spec in study.encoders]
     if not passes:
-        return {"mem_mb": 8000, "runtime": 120}
-
-    images = _images(study)
+        return {"mem_mb": 4000 + _megabytes(study, passes, every, images), "runtime": 120}
 
     def names(wildcards: Any) -> list[str]:
         if passes == "pretraining":
             return [study.pretraining[wildcards.pretraining].start]
-        return [wildcards.encoder] if "encoder" in dict(wildcards) else [spec.name for spec in study.encoders]
+        return [wildcards.encoder] if "encoder" in dict(wildcards) else every
 
     def minutes(wildcards: Any) -> int:
         if isinstance(passes, int):
@@ -100,15 +109,43 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
                 len(study.recipe.grid(wildcards.mode)) + len(study.seeds_of(wildcards.mode, wildcards.encoder)) - 1
             )  # of a fold
             seen = 4 * study.recipe.epochs * runs * study.folds
-        operations = sum(_facts(study, name)[0] for name in names(wildcards)) * images * seen
+        operations = sum(_facts(study, name).operations for name in names(wildcards)) * images * seen
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))
 
     def megabytes(wildcards: Any) -> int:
-        found = [_facts(study, name) for name in names(wildcards)]
-        pictures = max(2 * images * pixels for *_, pixels in found) / 1e6  # of the largest, twice
-        return 4000 + int(pictures + sum(20 * held for _, held, _ in found))  # weights with gradients and moments
+        name = wildcards.pretraining if passes == "pretraining" else ""
+        return _megabytes(study, passes, names(wildcards), images, name)
 
     return {**(_gpu() if study.device != "cpu" else {"gpu": 0}), "mem_mb": megabytes, "runtime": minutes}
+
+
+def _megabytes(study: Study, passes: int | str, names: Sequence[str], images: int, pretraining: str = "") -> int:
+    """Return what a kind of job may hold, in MB, with the networks that it loads; activations where they lie on the CPU."""
+    networks = [(_facts(study, name), study.encoder_spec(name)) for name in names]
+    parameters, on_cpu = sum(facts.parameters for facts, _ in networks), study.device == "cpu"
+    held = BASE + PICTURE * images
+    if passes == "pretraining":
+        (facts, _), plan = networks[0], study.pretraining[pretraining]
+        pixels = 2 * plan.views.size**2 + plan.views.locals * plan.views.local_size**2  # of all views of a picture
+        held += COPIES * parameters + on_cpu * plan.objective.batch * facts.kept * pixels / facts.side**2
+    elif passes == "training":
+        facts, spec = networks[0]
+        micro = min(spec.micro or spec.batch_size, study.recipe.batch)
+        held += COPIES * parameters + on_cpu * micro * facts.kept
+    elif passes:
+        held += LOADED * parameters + FEATURE * images * max(facts.dim for facts, _ in networks)
+        held += on_cpu * max(facts.alive * spec.batch_size for facts, spec in networks)
+    return int((held + ROW * _rows(study, names, images)) / 1e6)
+
+
+def _rows(study: Study, names: Sequence[str], images: int) -> int:
+    """Return how many rows the predictions of some encoders have at most, of all protocols, folds and seeds together."""
+    called = [(name, probe) for name in names for probe in study.probes]
+    called += [(name, mode) for name, mode in study.tunings() if name in names]
+    times = (
+        2 if study.split == "crossval" else study.folds
+    )  # it validates once and is tested once; or takes part in all
+    return images * times * sum(len(study.seeds_of(protocol, name)) for name, protocol in called)
 
 
 def _gpu() -> dict[str, Any]:
@@ -125,15 +162,30 @@ def _images(study: Study) -> int:
     return sum(map(count_images, loading.sources(study)))
 
 
-def _facts(study: Study, name: str) -> tuple[float, float, int]:
-    """Return what a network computes (operations per image and pass), holds (millions of parameters) and sees (pixels)."""
+@dataclass(frozen=True)
+class _Facts:
+    """What a network is counted with."""
+
+    operations: float  # multiplications and additions, per image and pass
+    parameters: float
+    dim: int  # numbers of an embedding
+    side: int  # of its input, pixels
+    kept: float  # bytes of an image for a backward pass, float32
+    alive: float  # bytes of an image at most in a forward pass, float32
+
+
+def _facts(study: Study, name: str) -> _Facts:
+    """Return the facts of an encoder; of one that we do not know, much."""
     spec = study.encoder_spec(name)
     if spec.model.endswith(MINI):
-        return 1e9, 1.0, 64**2
+        return _Facts(1e9, 1e6, 64, 64, 10e6, 2e6)
     entry = CATALOGUE.get(spec.model)
     said = re.match(r"[\d.]+", entry.gmacs) if entry else None
     usual = entry.geometry.size if entry else 224
-    size = spec.geometry.get("size", usual)
+    side = spec.geometry.get("size", usual)
+    more = (side / usual) ** 2
     if entry and said:
-        return 2e9 * float(said[0]) * (size / usual) ** 2, entry.parameters, size**2
-    return 2e11, 300.0, size**2  # of a network that we do not know: much
+        dim = entry.poolings[spec.pooling or next(iter(entry.poolings))]
+        kept, alive = (1e6 * more * held for held in entry.held)
+        return _Facts(2e9 * float(said[0]) * more, 1e6 * entry.parameters, dim, side, kept, alive)
+    return _Facts(2e11, 300e6, 4096, side, 700e6 * more, 30e6 * more)

@@ -28,6 +28,8 @@ from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.files.progress import Progress
 
+BLOCK = 1024  # pictures that are copied to the device at a time
+
 
 class Diverged(InputError):
     """A loss that is not finite."""
@@ -57,7 +59,10 @@ class Pictures:
     def __init__(self, array: Any, device: torch.device) -> None:
         self.array, self.device, self.resident = array, device, None
         if device.type == "cuda" and array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            self.resident = torch.from_numpy(np.array(array)).to(device)
+            shape = array[np.arange(1)].shape[1:]
+            self.resident = torch.empty((len(array), *shape), dtype=torch.uint8, device=device)
+            for rows in np.array_split(np.arange(len(array)), -(-len(array) // BLOCK)):
+                self.resident[rows[0] : rows[-1] + 1] = torch.from_numpy(array[rows])
 
     def batches(self, rows: list[np.ndarray]) -> Iterator[Tensor]:
         """Yield the pictures of each set of rows, on the device."""

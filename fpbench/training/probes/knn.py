@@ -45,8 +45,8 @@ def knn_scores(
 def fit(bench: "Bench", folds: "list[Fold]") -> list[tuple[Scores, dict]]:
     """Return the vote of the training rows of some folds."""
 
-    def scores(fold: "Fold") -> Scores:
-        X, y = bench.features[fold.train], bench.labels[fold.train]
-        return lambda features: knn_scores(X, y, features, bench.classes)
+    def scores(fold: "Fold") -> Scores:  # the rows of one fold at a time are in memory
+        rows = fold.train
+        return lambda features: knn_scores(bench.features[rows], bench.labels[rows], features, bench.classes)
 
     return [(scores(fold), {"name": "k", "strength": 20, "temperature": 0.07}) for fold in folds]
