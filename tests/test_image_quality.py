@@ -11,7 +11,7 @@ from fpbench.analysis import claims, statistics, sweeps
 from fpbench.analysis.sweeps import quality
 from fpbench.reporting import sweeps as drawing
 
-MODELS = (("fetalclip", "lora"), ("fetalclip", "segmentation"), ("densenet", "full"), ("swin", "lora"))
+MODELS = (("fetalclip", "lora"), ("fetalclip", "segmentation"), ("densenet121", "full"), ("swin", "lora"))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_claim_is_supported_where_the_model_wins_in_every_resample_and_not_tes
     first, second = dict.fromkeys(name for name, _ in judged.index)
     own = boot.draws["AUPRC"][:, [boot.sample.models.index(("fetalclip", kind)) for kind in ("lora", "segmentation")]]
     assert judged.loc[(second, "AUPRC"), "probability"] == (own[:, 1] > own[:, 0] + statistics.SAME).mean()
-    assert judged.loc[(first, "AUPRC"), "models"] == "fetalclip, LoRA; densenet, full fine-tuning; swin, LoRA"
+    assert judged.loc[(first, "AUPRC"), "models"] == "fetalclip, LoRA; densenet121, full fine-tuning; swin, LoRA"
     place = boot.sample.models.index(("fetalclip", "lora"))
     for name in boot.draws:
         boot.draws[name][:, place] += 2
