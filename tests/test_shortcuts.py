@@ -239,3 +239,15 @@ def test_test_labels_choose_nothing(cohorts):
         frame.sort_values(order)[columns].reset_index(drop=True),
         again.sort_values(order)[columns].reset_index(drop=True),
     )
+
+
+def test_where_nothing_can_be_asked_the_table_is_empty_and_the_sentence_says_so():
+    nothing = read.knowledge({})
+    assert {"encoder", "asked", "value", "majority"} <= set(nothing) and not len(nothing)
+    scored = pd.DataFrame(
+        [("a", "home", "whole pictures", 0.8, 0.7), ("size and borders", "home", "size and borders", 0.3, 0.2)],
+        columns=["encoder", "population", "condition", "value", "low"],
+    )
+    first, second = read.sentences(nothing, scored)
+    assert first.startswith("Of no cohort more than one machine")
+    assert "not above that: none." in second

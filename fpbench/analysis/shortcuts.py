@@ -18,18 +18,17 @@ def knowledge(found: dict[tuple[str, str], tuple[Task, list[Path]]]) -> pd.DataF
     """Return how often every target of ``targets`` is named right, beside what guessing would give.
 
     Columns encoder, asked (cohort and target), values, groups, accuracy as ``value`` with ``low`` and ``high`` (95 % interval
-    by patient group), majority (share of the most frequent value), balanced accuracy, chance (one in values).
+    by patient group), majority (share of the most frequent value), balanced accuracy, chance (one in values). No rows where nothing was asked.
     """
-    parts = []
+    rows = []
     for (population, target), (task, files) in found.items():
         predicted = predictions.read(files, task)
         sample = next(statistics.samples(predicted, task))
         boot = statistics.bootstrap(sample, ["accuracy", "balanced accuracy"], statistics.RANK_RESAMPLES)
-        table = statistics.intervals(boot, ["percentile"]).query("metric == 'accuracy'")
-        majority = predicted.query("split == 'test'")["y_true"].value_counts(normalize=True).max()
-        table = table.assign(asked=f"{population}: {target}", values=len(task.classes), majority=majority)
-        parts.append(table.assign(balanced=boot.folds["balanced accuracy"].mean(), chance=1 / len(task.classes)))
-    table = pd.concat(parts, ignore_index=True).rename(columns={"balanced": "balanced accuracy"})
+        (told,) = statistics.intervals(boot, ["percentile"]).query("metric == 'accuracy'").to_dict("records")
+        told |= {"asked": f"{population}: {target}", "values": len(task.classes), "chance": 1 / len(task.classes)}
+        told["majority"] = predicted.query("split == 'test'")["y_true"].value_counts(normalize=True).max()
+        rows.append(told | {"balanced accuracy": boot.folds["balanced accuracy"].mean()})
     columns = [
         "encoder",
         "asked",
@@ -42,7 +41,7 @@ def knowledge(found: dict[tuple[str, str], tuple[Task, list[Path]]]) -> pd.DataF
         "balanced accuracy",
         "chance",
     ]
-    return table[columns]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def unseen(left_out: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -82,7 +81,7 @@ def compare(conditions: dict[str, pd.DataFrame], task: Task) -> pd.DataFrame:
 
 def sentences(knowledge: pd.DataFrame, conditions: pd.DataFrame) -> list[str]:
     """Return what ``knowledge`` and ``compare`` support: which targets are read above guessing, and what borders alone score."""
-    lines = []
+    lines = [] if len(knowledge) else ["Of no cohort more than one machine, operator, picture size or centre is known."]
     for asked, part in knowledge.groupby("asked", sort=False):
         above = part[part["low"] > part["majority"]]["encoder"]
         who = f"read above guessing from {len(above)} of {len(part)} encoders"
