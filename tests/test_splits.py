@@ -78,7 +78,7 @@ def test_folds_are_balanced(real):
     assert table["patients"].max() / table["patients"].min() < 1.25
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES[:2])
 def test_the_order_of_rows_in_the_label_file_changes_no_fold(small, home, scheme):
     before = make_splits(home, PLANES, scheme, folds=4)
     path = small["spain"] / spain.CSV

@@ -6,7 +6,7 @@ image: splits and resampling use groups, because two patient numbers that share 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -209,8 +209,14 @@ def pictures_in(source: Source, folder: Path) -> list[list]:
     """Return names and bytes of the pictures of a cohort, sorted: those of its table, and every PNG in its folder.
 
     One that is not there has -1 bytes. Of a table that cannot be read only the PNG files count; a file that describes a cohort
-    names all of its pictures.
+    names all of its pictures; of a cohort with masks stacks and masks count.
     """
+    if source.mask_of:
+        stacks = dict.fromkeys(
+            images.file_of(folder / path) for path in source.read(folder / source.csv, source.name)["path"]
+        )
+        files = [*stacks, *map(source.mask_of, stacks)]
+        return sorted([str(one.relative_to(folder)), one.stat().st_size if one.is_file() else -1] for one in files)
     sizes: dict[str, int] = {}
     if not source.table:
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*.png")}
@@ -225,6 +231,12 @@ def pictures_in(source: Source, folder: Path) -> list[list]:
             file = images.file_of(folder / path)
             sizes[str(name)] = file.stat().st_size if file.is_file() else -1
     return sorted([name, size] for name, size in sizes.items())
+
+
+def changed(source: Source, files: Sequence[Path], keep: bool = True) -> list[Path]:
+    """Return which files of some pictures and of their masks changed under one time and size, as ``images.verify`` has it."""
+    masks = [source.mask_of(path) for path in files] if source.mask_of else []
+    return images.verify(files, keep) + images.verify(masks, keep)
 
 
 def load_labels(name: str | Path, root: str | Path | None = None) -> Cohort:
