@@ -105,7 +105,7 @@ def _shown(g: np.random.Generator, kind: str, again: bool, frames: int) -> tuple
     run = _run(g, kind, int(np.clip(round(frames * (0.05 + 0.15 * g.beta(1.0, 1.6))), -(-frames // 20), frames // 5)))
     pause = [NONE] * int(g.integers(1, 1 + frames // 10))
     run += [*pause, OPTIMAL if kind == BETTER else SUB_OPTIMAL] if again else []
-    start = round(frames * g.normal(0.42, 0.14) - len(run) / 2)
+    start = round(frames * g.normal(0.42, 0.18) - len(run) / 2)
     start = int(np.clip(start, 0, frames - len(run)))
     return (NONE,) * start + tuple(run) + (NONE,) * (frames - start - len(run))
 
