@@ -93,6 +93,19 @@ def stacked(file: Path) -> int:
         return 0
 
 
+def shape(file: Path) -> tuple[int, int, int]:
+    """Return frames, height and width of a MetaImage, by its header alone; ImageError as of ``decode``."""
+    with _refusing(file), open(file, "rb") as handle:
+        header = mha.head(handle)
+        return header.depth, header.height, header.width
+
+
+def frames(file: Path) -> Iterator[np.ndarray]:
+    """Yield all frames of a MetaImage, one in memory at a time; ImageError as of ``decode``."""
+    with _refusing(file), open(file, "rb") as handle:
+        yield from mha.frames(handle, range(mha.head(handle).depth))
+
+
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Let nothing but ImageError out, which names the path."""
