@@ -89,7 +89,8 @@ def _places(g: np.random.Generator, shown: tuple[int, ...]) -> np.ndarray:
         knots += [((last + begin) / 2, EDGE + 0.3), (begin, EDGE), ((begin + end) / 2, EDGE / 2), (end, EDGE)]
         last = end
     knots.append((last + frames, EDGE + frames * speed))
-    return sense * np.interp(np.arange(frames), *zip(*knots, strict=True))
+    time, place = np.array(knots).T
+    return sense * np.interp(np.arange(frames), time, place)
 
 
 def _marks(g: np.random.Generator, shown: int, weak: int) -> list[float]:
@@ -139,7 +140,8 @@ class _Body:
             return cv2.resize(mixed, GRID[::-1], interpolation=cv2.INTER_CUBIC)
 
         noises = {name: noise(name) for name in NOISE}
-        axis = v.frame.at(*self.moves[frame], self.half)
+        x, y, turn = self.moves[frame]
+        axis = v.frame.at(x, y, turn, self.half)
         self._mother(v, noises, place, axis)
         if abs(place) < TRUNK[0][-1]:
             self._trunk(v, noises, place, *self.trunk(v.frame, frame, place), marks)
@@ -150,7 +152,8 @@ class _Body:
 
     def trunk(self, f: Frame, frame: int, place: float) -> tuple[Frame, np.ndarray]:
         """Return the frame of the trunk, its spine at -u and its left at -w, and the distance to its skin; ``f``: of the picture."""
-        trunk = f.at(*self.moves[frame], self.half * float(np.interp(place, *TRUNK)))
+        x, y, turn = self.moves[frame]
+        trunk = f.at(x, y, turn, self.half * float(np.interp(place, *TRUNK)))
         return trunk, trunk.oval(0, 0, 1, self.ratio)
 
     def _mother(self, v: View, noise: dict[str, np.ndarray], place: float, f: Frame) -> None:

@@ -127,12 +127,14 @@ def labels(sweep: Sweep) -> tuple[int, ...]:
 
 
 def counts(cohort: list[Stack]) -> dict[str, dict[str, int]]:
-    """Return column -> value -> frames of annotated sweeps, and "total" -> images, patients: the form of ``Source.counts``."""
-    values = [QUALITY[value] for stack in cohort for sweep in stack.sweeps if sweep.annotated for value in labels(sweep)]
-    quality = Counter(values)
+    """Return column -> value -> frames of annotated sweeps, and "total": the form of ``Source.counts``."""
+    annotated = [sweep for stack in cohort for sweep in stack.sweeps if sweep.annotated]
+    values = [QUALITY[value] for sweep in annotated for value in labels(sweep)]
+    quality, subjects = Counter(values), {stack.subject for stack in cohort}
     best, usable = quality["optimal"], len(values) - quality["none"]
+    total = {"images": len(values), "patients": len(subjects), "cases": len(cohort), "sweeps": len(annotated)}
     return {
-        "total": {"images": len(values), "patients": len({stack.subject for stack in cohort})},
+        "total": total,
         "quality": {name: quality[name] for name in QUALITY.values()},
         "usable": {"plane": usable, "no plane": len(values) - usable},
         "optimal": {"optimal": best, "not optimal": len(values) - best},
