@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from fpbench.cohorts import africa, spain
+from fpbench.cohorts import acouslic, africa, spain
 from fpbench.cohorts.phantoms import sweeps
 from fpbench.cohorts.phantoms.facts import CAUSES, KINDS
 from fpbench.cohorts.phantoms.layout import Entry, africa_entries, counts, spain_entries
@@ -166,19 +166,19 @@ def _draw(folder: Path, entry: Entry) -> None:
     picture.save(folder / entry.path, compress_level=1)
 
 
-def _source(real: Source, kind: str, entries: list[Entry], name: str = "", **drawing: Any) -> Source:
+def _source(real: Source, kind: str, held: dict[str, dict[str, int]], name: str = "", **drawing: Any) -> Source:
     """Return the phantom of a real cohort: the same reader and population, its own name, counts and label."""
     drawn = replace(
         real, name=f"phantom-{name or real.name}", title=f"Phantom of {real.title.split(' (')[0]}", label="phantom"
     )
     drawn = replace(drawn, licence="Apache-2.0", citation="Drawn by fpbench; no person was scanned.", archive=None)
     prepare, prepared = partial(ensure, kind=kind, **drawing), partial(is_drawn, kind=kind, **drawing)
-    return replace(drawn, counts=counts(entries), csv_sha256="", prepare=prepare, prepared=prepared)
+    return replace(drawn, counts=held, csv_sha256="", prepare=prepare, prepared=prepared)
 
 
 SOURCES = (
-    _source(spain.SOURCE, "spain", spain_entries()),
-    _source(africa.SOURCE, "africa", africa_entries()),
+    _source(spain.SOURCE, "spain", counts(spain_entries())),
+    _source(africa.SOURCE, "africa", counts(africa_entries())),
 )
 # of other seeds, so that nobody of them is in the demo's, each first drawn when the recipe of its study was fixed: brains alone
 # (demo-brain), and enough patients to tell two networks apart (demo-origins)
@@ -186,4 +186,8 @@ DRAWN: dict[str, dict[str, Any]] = {
     "brain": {"seed": 4, "patients": 500, "only": "tvcb"},
     "spain-large": {"seed": 5, "patients": 250},
 }
-MORE = tuple(_source(spain.SOURCE, "spain", spain_entries(**how), name, **how) for name, how in DRAWN.items())
+SWEPT = 6  # seed of the blind sweeps, first drawn when their difficulty was fixed
+MORE = (
+    *(_source(spain.SOURCE, "spain", counts(spain_entries(**how)), name, **how) for name, how in DRAWN.items()),
+    _source(acouslic.SOURCE, "acouslic", sweeps.counts(sweeps.stacks(SWEPT)), seed=SWEPT),
+)

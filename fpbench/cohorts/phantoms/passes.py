@@ -30,6 +30,7 @@ PROBE = {
 EDGE = 0.5  # place where the marks begin
 HELD = 4  # frames of a sweep that is not annotated for which the anatomy stands still
 TRUNK = ((-2.3, -1.9, -1.2, -0.5, 0.5, 1.2, 1.9, 2.3), (0.3, 0.6, 0.85, 0.99, 0.99, 0.92, 0.75, 0.35))  # place, size
+TISSUE = ((-1.5, -0.6, 0.6, 1.3), (0.33, 0.4, 0.4, 0.28))  # place, brightness of bowel, liver, lungs
 NOISE = {  # knots along and across the beams
     "strands": (30, 6), "patches": (4, 5), "lanes": (2, 9), "skin": (2, 3), "placenta": (10, 10), "liver": (24, 24), "lobes": (9, 9),
     "brain": (14, 14), "muscle": (20, 20),
@@ -50,7 +51,7 @@ def draw_sweep(key: tuple, sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
         Pictures and masks, uint8, (frames, H, W).
     """
     g, frames = rng(*key, sweep.number), len(sweep.shown)
-    gain, contrast, fade = float(g.normal(0, 0.05)), float(g.uniform(0.85, 1.15)), float(g.uniform(0.05, 0.2))
+    gain, contrast, fade = float(g.normal(0, 0.08)), float(g.uniform(0.85, 1.15)), float(g.uniform(0.05, 0.2))
     setting = Setting(SIZE, gain, contrast, fade, beam=(0.7, 1.0))
     places, body, weak = _places(g, sweep.shown), _Body(g, sweep), int(g.integers(2))
     pictures, masks = np.zeros((2, frames, *SIZE[::-1]), np.uint8)
@@ -93,15 +94,16 @@ def _places(g: np.random.Generator, shown: tuple[int, ...]) -> np.ndarray:
         knots += [((last + begin) / 2, EDGE + 0.3), (begin, EDGE), ((begin + end) / 2, EDGE / 2), (end, EDGE)]
         last = end
     knots.append((last + frames, EDGE + frames * speed))
-    return sense * np.interp(np.arange(frames), *zip(*knots, strict=True))
+    time, place = np.array(knots).T
+    return sense * np.interp(np.arange(frames), time, place)
 
 
 def _marks(g: np.random.Generator, shown: int, weak: int) -> list[float]:
     """Return how clear stomach and umbilical vein are, 0 to 1; ``weak``: the one that a sub-optimal frame shows less of."""
     if shown == SUB_OPTIMAL:
-        clear = [g.uniform(0.6, 0.95), g.uniform(0.05, 0.4)] if g.random() < 0.7 else g.uniform(0.35, 0.6, 2).tolist()
+        clear = [g.uniform(0.65, 0.9), g.uniform(0.1, 0.4)] if g.random() < 0.7 else g.uniform(0.4, 0.6, 2).tolist()
         return clear if weak else clear[::-1]
-    return g.uniform(*((0.8, 1.0) if shown == OPTIMAL else (0.0, 0.15)), 2).tolist()
+    return g.uniform(*((0.85, 1.0) if shown == OPTIMAL else (0.0, 0.15)), 2).tolist()
 
 
 def _ball(place: float, middle: float, reach: float) -> float:
@@ -117,8 +119,7 @@ class _Body:
         frames, axes = len(sweep.shown), np.array(sweep.axes) / HEIGHT
         self.half, self.ratio = float(axes[0]), float(axes[1] / axes[0])
         drift = np.linspace(0, 3, frames)
-        knots = g.normal((0, 0.52, 0), (0.07, 0.05, 0.15), (4, 3)) + g.normal(0, (0.09, 0.05, 0))
-        knots[:, 2] += g.uniform(-np.pi, np.pi)
+        knots = g.normal((0, 0.52, 0), (0.04, 0.03, 0.1), (4, 3)) + g.normal(0, (0.04, 0.03, 0.25))
         moves = np.stack([np.interp(drift, range(4), column) for column in knots.T], axis=1)
         self.moves = (moves + g.normal(0, (0.008, 0.008, 0.04), (frames, 3))).tolist()  # x, y, turn of each frame
         self.knots = {name: g.standard_normal((4, *size), np.float32) for name, size in NOISE.items()}
@@ -127,7 +128,7 @@ class _Body:
         self.pocket = g.uniform((-0.5, -0.5, 1.3, 1.1, -1.5, 2.5), (0.5, 0.5, 1.9, 1.6, 1.5, 6)).tolist()
         self.placenta = float(g.choice([-0.6, 0, 0.6])), float(g.uniform(0.5, 1.0))
         self.bumps = g.uniform(-0.09, 0.09, (2, 3))
-        self.stomach = g.uniform((-0.1, -0.52, -0.4, 0.27, 0.18), (0.08, -0.42, 0.4, 0.36, 0.24)).tolist()
+        self.stomach = g.uniform((-0.1, -0.52, -0.3, 0.32, 0.22), (0.08, -0.44, 0.3, 0.42, 0.28)).tolist()
         self.bend, self.beat, self.gall = (float(g.uniform(*of)) for of in ((0.85, 1.15), (-0.9, -0.5), (-0.95, -0.7)))
         self.reach = g.uniform((0.25, 0.25, 0.25), (0.55, 0.4, 0.55)).tolist()  # of kidneys, gall bladder, veins
         self.bowels = g.uniform((0.1, -0.6, -1.7, -0.2), (0.65, 0.6, -0.7, 0.3), (5, 4)).tolist()  # u, w, place, level
@@ -144,7 +145,8 @@ class _Body:
             return cv2.resize(mixed, GRID[::-1], interpolation=cv2.INTER_CUBIC)
 
         noises = {name: noise(name) for name in NOISE}
-        axis = v.frame.at(*self.moves[frame], self.half)
+        x, y, turn = self.moves[frame]
+        axis = v.frame.at(x, y, turn, self.half)
         self._mother(v, noises, place, axis)
         if abs(place) < TRUNK[0][-1]:
             self._trunk(v, noises, place, *self.trunk(v.frame, frame, place), marks)
@@ -155,7 +157,8 @@ class _Body:
 
     def trunk(self, f: Frame, frame: int, place: float) -> tuple[Frame, np.ndarray]:
         """Return the frame of the trunk, its spine at -u and its left at -w, and the distance to its skin; ``f``: of the picture."""
-        trunk = f.at(*self.moves[frame], self.half * float(np.interp(place, *TRUNK)))
+        x, y, turn = self.moves[frame]
+        trunk = f.at(x, y, turn, self.half * float(np.interp(place, *TRUNK)))
         return trunk, trunk.oval(0, 0, 1, self.ratio)
 
     def _mother(self, v: View, noise: dict[str, np.ndarray], place: float, f: Frame) -> None:
@@ -175,7 +178,7 @@ class _Body:
         self, v: View, noise: dict[str, np.ndarray], place: float, f: Frame, skin: np.ndarray, marks: list[float]
     ) -> None:
         """Paint a trunk cut across and what lies in it at a place."""
-        soft = 0.37 + 0.06 * noise["liver"] + 0.05 * noise["lobes"]
+        soft = float(np.interp(place, *TISSUE)) + 0.06 * noise["liver"] + 0.05 * noise["lobes"]
         v.organ(skin, soft, 0.85, 0.014, 1.0, 0.15)
         v.wall(skin - 0.02, 0.5, 0.010, 1.0)
         for u, w in ((-0.82, 0.0), (-0.67, 0.11), (-0.67, -0.11)):  # spine
@@ -214,7 +217,7 @@ class _Body:
         lost, bend = 1 - vein, self.bend
         front = ((0.86 - 0.5 * lost, 0.0), (0.5 - 0.2 * lost, 0.02))
         d = f.path(*front, (0.25, 0.06 * bend), (0.08, 0.18 * bend), (0.04, 0.38 * bend))
-        v.organ(d - (0.03 + 0.04 * vein) * f.size, vein * FLUID + lost * soft, 0.3 + 0.3 * vein, 0.006)
+        v.organ(d - (0.03 + 0.055 * vein) * f.size, vein * FLUID + lost * soft, 0.3 + 0.3 * vein, 0.006)
 
     def _heart(self, v: View, f: Frame, skin: np.ndarray, size: float) -> None:
         """Paint ribs and a heart of four chambers."""

@@ -105,7 +105,7 @@ def _shown(g: np.random.Generator, kind: str, again: bool, frames: int) -> tuple
     run = _run(g, kind, int(np.clip(round(frames * (0.05 + 0.15 * g.beta(1.0, 1.6))), -(-frames // 20), frames // 5)))
     pause = [NONE] * int(g.integers(1, 1 + frames // 10))
     run += [*pause, OPTIMAL if kind == BETTER else SUB_OPTIMAL] if again else []
-    start = round(frames * g.normal(0.42, 0.14) - len(run) / 2)
+    start = round(frames * g.normal(0.42, 0.18) - len(run) / 2)
     start = int(np.clip(start, 0, frames - len(run)))
     return (NONE,) * start + tuple(run) + (NONE,) * (frames - start - len(run))
 
@@ -127,14 +127,14 @@ def labels(sweep: Sweep) -> tuple[int, ...]:
 
 
 def counts(cohort: list[Stack]) -> dict[str, dict[str, int]]:
-    """Return column -> value -> frames of annotated sweeps, and "total" -> images, patients: the form of ``Source.counts``."""
-    values = [
-        QUALITY[value] for stack in cohort for sweep in stack.sweeps if sweep.annotated for value in labels(sweep)
-    ]
-    quality = Counter(values)
+    """Return column -> value -> frames of annotated sweeps, and "total": the form of ``Source.counts``."""
+    annotated = [sweep for stack in cohort for sweep in stack.sweeps if sweep.annotated]
+    values = [QUALITY[value] for sweep in annotated for value in labels(sweep)]
+    quality, subjects = Counter(values), {stack.subject for stack in cohort}
     best, usable = quality["optimal"], len(values) - quality["none"]
+    total = {"images": len(values), "patients": len(subjects), "cases": len(cohort), "sweeps": len(annotated)}
     return {
-        "total": {"images": len(values), "patients": len({stack.subject for stack in cohort})},
+        "total": total,
         "quality": {name: quality[name] for name in QUALITY.values()},
         "usable": {"plane": usable, "no plane": len(values) - usable},
         "optimal": {"optimal": best, "not optimal": len(values) - best},
