@@ -16,7 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fpbench import images
-from fpbench.cohorts import africa, phantoms, spain, table
+from fpbench.cohorts import acouslic, africa, phantoms, spain, table
 from fpbench.cohorts.cells import ROW
 from fpbench.cohorts.download import fetch
 from fpbench.cohorts.source import COLUMNS, CONFOUNDERS, Source, check_counts, check_rows, locate
@@ -24,7 +24,7 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
-KNOWN = (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
+KNOWN = (spain.SOURCE, africa.SOURCE, acouslic.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
 SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 
