@@ -20,11 +20,12 @@ from fpbench.analysis import masks, statistics
 from fpbench.cohorts.source import COLUMNS, Source
 from fpbench.encoders import load_encoder
 from fpbench.errors import InputError
+from fpbench.grid import jobs
 from fpbench.recipe import Augmentation, Recipe
 from fpbench.reporting import figures
 from fpbench.study import EncoderSpec
 from fpbench.tasks import Task
-from fpbench.training import augmentation, tuning
+from fpbench.training import augmentation, segmentation, tuning
 from fpbench.training.bench import choices, open_bench
 from fpbench.training.finetuning import Pictures, finetune
 from fpbench.training.segmentation import runs
@@ -388,6 +389,10 @@ def test_other_taps_are_another_run_and_costs_are_told(opened):
     costs = tuning.costs(one.study, one.home, one.splits, [("vit", "segmentation")], disk=True)
     assert costs["runs"].tolist() == [3]
     assert (costs[["PFLOP", "hours", "weights GB"]] > 0).all(axis=None)
+    assert replace(one.study, seeds=[0, 4]).seeds_of("segmentation") == [0, 4]
+    plan, job = jobs.jobs(one.study), "13_segmentation.vit.segmentation"
+    assert job in plan["06_benchmark"].needs
+    assert plan[job].parts["step segmentation"] == segmentation.VERSION
     with pytest.raises(InputError, match="taps: expected four blocks of 24, the first ones first"):
         Recipe(taps=[24, 6, 8, 12])
 
