@@ -58,7 +58,7 @@ def init(
 
 @app.command()
 def fetch(
-    what: Annotated[list[str], typer.Argument(help="spain, africa, or: weights NAME...")],
+    what: Annotated[list[str], typer.Argument(help="spain, africa, acouslic, or: weights NAME...")],
     root: Annotated[Path | None, typer.Option(help="Where a cohort goes; default: the data folder.")] = None,
 ) -> None:
     """Download a public cohort (checked, unpacked), or the weights of encoders (checked, pinned by hash)."""
@@ -76,7 +76,7 @@ def fetch(
 
 @app.command()
 def audit(
-    cohort: Annotated[str, typer.Argument(help="spain, africa, or a YAML file that describes a cohort.")],
+    cohort: Annotated[str, typer.Argument(help="spain, africa, acouslic, or a YAML file that describes a cohort.")],
     root: Root = None,
     missing: str = "drop",
 ) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from fpbench import __version__, encoders, images, loading, results
-from fpbench.cohorts import SOURCES, count_images, locate, read_images, source_of
+from fpbench.cohorts import SOURCES, changed, count_images, locate, read_images, source_of
 from fpbench.cohorts.source import Source
 from fpbench.encoders import catalogue, fetch
 from fpbench.errors import InputError
@@ -128,9 +128,9 @@ def _cohort(study: Study, spec: CohortSpec, full: bool) -> tuple[str, str]:
     rows, there = read_images(source, folder, spec.missing)
     if full and (bad := images.damaged(rows["path"][there].tolist(), source.bits)):
         return "fail", f"{len(bad)} damaged images, the first are {'; '.join(bad[:3])}"
-    if full and (changed := images.verify(rows["path"][there].tolist(), keep=False)):
+    if full and (found := changed(source, rows["path"][there].tolist(), keep=False)):
         what = "changed under the same time and size since they were hashed"
-        return "warn", f"{len(changed)} images {what}, the first is {changed[0]}: the next run takes them as they are"
+        return "warn", f"{len(found)} images {what}, the first is {found[0]}: the next run takes them as they are"
     opened = "all" if full else "none"
     detail = f"{rows['patient'].nunique():,} patients, {there.sum():,} of {len(rows):,} images, {opened} opened"
     if source.csv_sha256 in ("", sha256 := artifacts.file_sha256(folder / source.csv)):

@@ -30,9 +30,16 @@ def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
     sources(study)
     loaded = [cohorts.load_cohort(*where(study, spec), spec.missing) for spec in study.cohorts]
     check(study, loaded)
-    loaded = [replace(cohort, geometries=geometries(study)) for cohort in loaded]
+    loaded = [replace(cohort, geometries=geometries(study)) for cohort in grouped(study, loaded)]
     home = next(cohort for cohort in loaded if cohort.source.population == task.train)
     return home, tuple(cohort for cohort in loaded if cohort is not home)
+
+
+def grouped(study: Study, loaded: list[Cohort]) -> list[Cohort]:
+    """Return cohorts with the groups that the split of the study cuts: of a ``published`` one the cases of the cohort that trains."""
+    if study.split != "published":
+        return loaded
+    return [one.by_case() if one.source.population == study.the_task.train else one for one in loaded]
 
 
 def geometries(study: Study) -> tuple[images.Geometry, ...]:

@@ -5,6 +5,10 @@ rest trains. ``crossval``: all patients are cut into folds, fold k tests, fold k
 stratified by class and never divide a group (patients linked by a pixel-identical image). A training group that is linked
 to an official test group is dropped from training. The cut depends on the seed and on the labels, not on the order of rows.
 
+``published`` is the cut of arXiv:2507.22802 for the cohort of blind sweeps, kept to compare with its numbers: one fold, by *case*. Subjects
+with several cases may lie on both sides; they are counted and said, not dropped. Its cohort has the case as group (``Cohort.by_case``), as
+predictions need groups of one side: whatever is resampled there is cases, which is what the unit of that publication gives.
+
 Every part of every fold holds every class of the task. scikit-learn's cut can leave a fold without one although there are groups
 enough: then the next seeds are tried in order; then cuts by the rarest class of each group, which spread what is rare, with the same
 seeds. Which cut was used is told.
@@ -20,14 +24,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fpbench.cohorts import Cohort
+from fpbench.cohorts import Cohort, shown
 from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.tasks import Task
 
 VERSION = 1  # of the cut; raise it when folds change
-SCHEMES = ("official", "crossval")
+SCHEMES = ("official", "crossval", "published")
+PARTS = ("train", "validation", "test")  # of a fold
+PUBLISHED_SEED = 9872398152123123767126
+PUBLISHED_SHARES = 0.7, 0.8  # of the cases in their drawn order: the ends of training and validation
 TRIES = 20  # seeds, from the study's upwards
+SHARED = ("shared patients", "shared groups", "shared images")  # columns of a proof
 COLUMNS = ("image_id", "patient", "group", "label", "part")
 
 
@@ -47,7 +55,9 @@ class Splits:
 
     scheme: str
     folds: int
-    frame: pd.DataFrame  # COLUMNS; part is fold0, fold1, ..., or test, dropped, unused (no class of the task)
+    frame: (
+        pd.DataFrame
+    )  # COLUMNS; part is fold0, ... (published: train, validation), or test, dropped, unused (no class of the task)
     seed: int = 0  # that the folds were cut with
     why: str = ""  # another seed than the study's
 
@@ -56,6 +66,8 @@ class Splits:
         if not 0 <= number < self.folds:
             raise InputError(f"no fold {number}: expected 0 to {self.folds - 1}")
         part = self.frame["part"].to_numpy()
+        if self.scheme == "published":
+            return Fold(number, *(np.flatnonzero(part == name) for name in PARTS))
         test = part == (f"fold{number}" if self.scheme == "crossval" else "test")
         validation = part == f"fold{(number + 1) % self.folds if self.scheme == 'crossval' else number}"
         train = np.char.startswith(part.astype(str), "fold") & ~test & ~validation
@@ -76,7 +88,15 @@ class Splits:
         why = {"unused": " (no class of the task)", "dropped": " (linked to a test patient by an identical image)"}
         counts = {name: f"{len(rows):,} images, {rows['patient'].nunique():,} patients" for name, rows in parts}
         lines = [f"{name}: {count}{why.get(name, '')}" for name, count in counts.items()]
+        if self.scheme == "published":
+            both = ", ".join(f"{one} and {two} {count:,}" for (one, two), count in self.on_both_sides().items())
+            lines.append(f"cut by case, and cases are what is resampled; patients on both sides: {both}")
         return "\n".join([*lines, f"cut with seed {self.seed}: {self.why}"] if self.why else lines)
+
+    def on_both_sides(self) -> dict[tuple[str, str], int]:
+        """Return how many patients two parts share, of a ``published`` cut."""
+        patients = {name: set(self.frame.loc[self.frame["part"] == name, "patient"]) for name in PARTS}
+        return {(one, two): len(patients[one] & patients[two]) for one, two in combinations(PARTS, 2)}
 
     def save(self, path: Path) -> None:
         """Write the cut as a CSV that people can cite."""
@@ -104,9 +124,9 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
     task
         Whose classes take part; other rows are ``unused``.
     scheme
-        ``"official"`` or ``"crossval"``, as the module says.
+        ``"official"``, ``"crossval"`` or ``"published"``, as the module says.
     folds
-        How many: 2 and more, ``crossval`` 3 and more.
+        How many: 2 and more, ``crossval`` 3 and more, ``published`` 1.
     seed
         Of the cut.
 
@@ -118,10 +138,13 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
     Raises
     ------
     InputError
-        A class would be absent from a part, or nobody is published as test part. The message names part and class.
+        A class would be absent from a part, or nobody is published as test part. The message names part and class. ``published``: the
+        cohort has no cases, lacks some, or its groups are not cases.
     """
     if scheme not in SCHEMES:
         raise InputError(f"unknown split {scheme!r}: expected one of {', '.join(SCHEMES)}")
+    if scheme == "published":
+        return _published(cohort, task, folds)
     if folds < (3 if scheme == "crossval" else 2):
         raise InputError(f"{folds} folds: 'crossval' needs at least 3 (test, validation, training), 'official' 2")
     frame = cohort.frame
@@ -134,8 +157,37 @@ def make_splits(cohort: Cohort, task: Task, scheme: str = "official", folds: int
     part[test], part[linked] = "test", "dropped"
     rows = np.flatnonzero(usable & ~test & ~linked)
     part[rows], used, why = _cut(frame.iloc[rows], task, folds, seed)
+    return Splits(scheme, folds, _table(frame, task, part), used, why)
+
+
+def _table(frame: pd.DataFrame, task: Task, part: np.ndarray) -> pd.DataFrame:
+    """Return the frame of a cut."""
     table = frame[["image_id", "patient", "group"]].assign(label=frame[task.label].fillna(""), part=part.astype(str))
-    return Splits(scheme, folds, table.reset_index(drop=True), used, why)
+    return table.reset_index(drop=True)
+
+
+def _published(cohort: Cohort, task: Task, folds: int) -> Splits:
+    """Return the cut by case: training, validation and test are pieces of one permutation of the cases, as the table lists them."""
+    frame = cohort.by_case().frame
+    if folds != 1:
+        raise InputError(f"the published split is one fold: expected `folds: 1`, found {folds}")
+    if not (frame["group"] == cohort.frame["group"]).all():
+        raise InputError(
+            f"the published split of {cohort.name} is by case: expected `Cohort.by_case()`, found patients"
+        )
+    cases = frame.drop_duplicates("case").sort_values("case_row")
+    known = cohort.source.counts.get("total", {}).get("cases", len(cases))
+    if cases["case_row"].tolist() != list(range(known)):
+        found = f"expected {known}, found {len(cases)}"
+        raise InputError(f"the published split of {cohort.name} draws among all cases: {found}: complete the archive")
+    drawn = np.random.default_rng(PUBLISHED_SEED).permutation(cases["case"].to_numpy(str))
+    ends = [int(share * len(drawn)) for share in PUBLISHED_SHARES]
+    side = dict(zip(drawn.tolist(), np.repeat(PARTS, np.diff([0, *ends, len(drawn)])), strict=True))
+    part = np.where(np.array(task.codes(frame[task.label])) >= 0, frame["case"].map(side), "unused")
+    for name in PARTS:
+        if lacking := [one for one in task.classes if one not in set(frame.loc[part == name, task.label])]:
+            raise InputError(f"the published {name} part of {cohort.name} has no image of {', '.join(lacking)}")
+    return Splits("published", folds, _table(frame, task, part))
 
 
 def _check_test(test: pd.DataFrame, task: Task, name: str) -> None:
@@ -219,24 +271,30 @@ def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] 
     Raises
     ------
     InputError
-        Parts share a patient, a group or an image.
+        Parts share a patient, a group or an image; of a ``published`` cut a group, which is the case.
 
     Returns
     -------
     pandas.DataFrame
         One row per fold and pair of parts (training, validation, test, each external cohort): shared patients, groups and
-        images (by their pixels). All zero, or the function does not return.
+        images (by their pixels, but for those of one grey value). All zero, or the function does not return; a ``published`` cut shares
+        patients, and maybe images, with the parts of its cohort, which the table counts.
     """
-    own, rows = ("train", "validation", "test"), []
-    others = {other.name: other.frame for other in external}
+    rows, keys = [], ["patient", "group", "pixels"]
+    frame, *others = (one.frame[keys].assign(pixels=shown(one.frame)) for one in (cohort, *external))
+    named = dict(zip([other.name for other in external], others, strict=True))
     for fold in map(splits.fold, range(splits.folds)):
-        parts = {name: cohort.frame.iloc[getattr(fold, name)] for name in own} | others
+        parts = {name: frame.iloc[getattr(fold, name)] for name in PARTS} | named
         for one, two in combinations(parts, 2):
-            if one in own:
-                both = [set(parts[one][key]) & set(parts[two][key]) for key in ("patient", "group", "pixels")]
+            if one in PARTS:
+                both = [set(parts[one][key]) & set(parts[two][key]) for key in keys]
                 rows.append((fold.number, f"{one} / {two}", *map(len, both)))
-    proof = pd.DataFrame(rows, columns=["fold", "parts", "shared patients", "shared groups", "shared images"])
-    if len(leaks := proof[proof.iloc[:, 2:].sum(axis=1) > 0]):
+    proof = pd.DataFrame(rows, columns=["fold", "parts", *SHARED])
+    leaks = proof[proof[list(SHARED)].sum(axis=1) > 0]
+    if splits.scheme == "published":
+        known = proof["parts"].isin([" / ".join(pair) for pair in combinations(PARTS, 2)])
+        leaks = leaks[~known[leaks.index] | (leaks["shared groups"] > 0)]
+    if len(leaks):
         raise InputError(f"expected disjoint parts, found overlaps:\n{leaks.to_string(index=False)}")
     return proof
 

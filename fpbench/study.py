@@ -86,8 +86,8 @@ class Study:
     tests: dict[str, list[str]] = field(
         default_factory=dict
     )  # population -> classes; else those of the task that occur
-    split: str = "official"  # official | crossval
-    folds: int = 5
+    split: str = "official"  # official | crossval | published (by case, of blind sweeps)
+    folds: int = 5  # published: 1
     seed: int = 0  # of the folds and of every fit
     seeds: list[int] = field(default_factory=list)  # of fine-tuning, a run each on every fold; empty: `seed` alone
     probes: list[str] = field(default_factory=lambda: ["logistic"])  # logistic, ridge, knn, or of an extension
@@ -123,9 +123,11 @@ class Study:
         if bad := [spec.name for spec in self.encoders if {len(spec.mean), len(spec.std)} - {0, 3} or 0 in spec.std]:
             raise InputError(f"encoders {bad}: expected mean and std of three channels, no std of 0")
         self._check_pretraining()
-        if self.threads < 1 or self.folds < 2 or not 0 <= self.seed < 2**32:
+        if (self.split == "published") != (self.folds == 1):
+            raise InputError(f"split {self.split}, folds {self.folds}: expected 1 with published, more with any other")
+        if self.threads < 1 or self.folds < 1 or not 0 <= self.seed < 2**32:
             found = f"{self.threads}, {self.folds}, {self.seed}"
-            raise InputError(f"expected threads >= 1, folds >= 2, a seed from 0 to 2^32 - 1, found {found}")
+            raise InputError(f"expected threads >= 1, folds >= 1, a seed from 0 to 2^32 - 1, found {found}")
         if len(set(self.seeds)) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds):
             raise InputError(f"seeds: expected different numbers from 0 to 2^32 - 1, found {self.seeds}")
 
@@ -134,6 +136,7 @@ class Study:
         check_names(*self.pretraining)
         if self.pretraining and self.split != "official":
             why = "under crossval every patient is tested by some fold, and whoever is in the corpus has been seen"
+            why = why if self.split == "crossval" else "no other split keeps who is tested out of the corpus"
             raise InputError(f"pretraining: expected `split: official`, found {self.split}: {why}")
         lists = {name: sorted(plan.seeds) for name, plan in self.pretraining.items() if plan.seeds}
         lists |= {"the study": sorted(self.seeds)} if self.seeds and lists else {}

@@ -115,7 +115,7 @@ def _open(study: Study, places: list[tuple[str, Path | None]]) -> tuple[list[Coh
             why = "its pictures are not all there, so its label file alone is read"
             lines.append(f"{opened[-1].name}: {why}: the group is the patient, copies are not known")
     loading.check(study, opened)
-    return opened, lines
+    return loading.grouped(study, opened), lines
 
 
 def read(file: Path) -> pd.DataFrame:

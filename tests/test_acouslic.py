@@ -11,14 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Case, write_acouslic
+from PIL import Image
+from typer.testing import CliRunner
 
-from fpbench import cohorts, images
-from fpbench.cohorts import acouslic, load_cohort
+from fpbench import cohorts, images, loading, predictions
+from fpbench.cli import app
+from fpbench.cohorts import Cohort, acouslic, load_cohort
+from fpbench.cohorts import audit as audits
+from fpbench.cohorts.audit import audit
 from fpbench.cohorts.source import check_counts, locate
 from fpbench.errors import InputError, MissingError
 from fpbench.images import Geometry, mha
+from fpbench.splits import SHARED, make_splits, prove_disjoint
+from fpbench.study import CohortSpec, EncoderSpec, Study
+from fpbench.tasks import get_task
 
 SOURCE = acouslic.SOURCE
+QUALITY = get_task("quality")
 AC = ["187.123456789012345", "", "", "301.5", "", ""]  # of sweeps 1 and 4
 
 
@@ -76,9 +85,9 @@ def rows(real):
         patch.setenv("FPBENCH_RESULTS", str(real.parent / "results"))
         patch.setattr(os, "fsync", lambda handle: None)  # 1,200 waits for the disk, where every file is written anew
         acouslic.read(table(real))
-        began = time.perf_counter()
+        began = time.process_time()
         frame = acouslic.read(table(real))
-        assert time.perf_counter() - began < 0.02 * 300
+        assert time.process_time() - began < 0.02 * 300
     return frame
 
 
@@ -167,10 +176,8 @@ def test_a_cohort_without_masks_says_so(small):
 
 def test_a_mask_is_inflated_once(archive, monkeypatch):
     frame, counted = acouslic.read(table(archive)), Counter()
-    looks = acouslic.decoding.looks
-    monkeypatch.setattr(
-        acouslic.decoding, "looks", lambda named: counted.update([named[0].parent.name]) or looks(named)
-    )
+    frames = acouslic.decoding.frames
+    monkeypatch.setattr(acouslic.decoding, "frames", lambda file: counted.update([file.parent.name]) or frames(file))
     pd.testing.assert_frame_equal(acouslic.read(table(archive)), frame)
     assert not counted
     mask = next((archive / "masks").glob("*/00000002*.mha"))
@@ -307,3 +314,205 @@ def test_two_folders_of_one_kind_are_refused(archive):
     (archive / "images" / "stacked-fetal-ultrasound").mkdir()
     with pytest.raises(InputError, match="expected one folder stacked_fetal_ultrasound, found 2"):
         load_cohort("acouslic", archive)
+
+
+# ---- who is linked, who trains ----------------------------------------------------------------------------------------
+
+
+def blackened(root: Path, *uuids: str) -> None:
+    """The first frame of some stacks is black, their second one is that of the first stack."""
+    second = None
+    for uuid in uuids:
+        (file,) = root.glob(f"images/*/{uuid}*.mha")
+        with open(file, "rb") as handle:
+            frames = np.stack(list(mha.frames(handle, range(24))))
+        frames[0] = 0
+        second = frames[1].copy() if second is None else second
+        frames[1] = second if uuid != uuids[-1] else frames[1]
+        mha.write(file, frames)
+
+
+def test_black_frames_link_no_subjects_and_equal_pictures_do(archive):
+    blackened(archive, "00000001", "00000002", "00000003")
+    cohort = load_cohort("acouslic", archive)
+    groups = cohort.frame.groupby("case_row")["group"].unique().map(list).tolist()
+    assert groups == [["acouslic/000"], ["acouslic/000"], ["acouslic/000"], ["acouslic/2"]]
+    dark = cohort.frame["note"] == cohorts.BLANK
+    assert cohort.frame.loc[dark, "position"].tolist() == [0, 0, 0]
+    assert cohort.frame["pixels"].nunique() == 32 - 2 - 1
+
+
+def crossing() -> tuple[Cohort, dict[tuple[str, str], int]]:
+    """300 cases of one annotated sweep of four frames, and how many of the subjects were planted on both sides of the published cut."""
+    drawn = np.random.default_rng(9872398152123123767126).permutation(300)
+    subject, planted = (
+        [f"{row:03d}" for row in range(300)],
+        {("train", "test"): 5, ("train", "validation"): 1, ("validation", "test"): 2},
+    )
+    part = {"train": list(drawn[:210]), "validation": list(drawn[210:240]), "test": list(drawn[240:])}
+    for pair, count in planted.items():
+        for _ in range(count):
+            one, two = (part[name].pop() for name in pair)
+            subject[two] = subject[one]
+    rows = pd.DataFrame({"case_row": np.repeat(np.arange(300), 4), "position": list(range(4)) * 300, "sweep": 1})
+    rows["case"] = [f"case-{299 - row:03d}" for row in rows["case_row"]]  # another order than the table's
+    rows["image_id"] = "acouslic/" + rows["case"] + "/" + rows["position"].astype(str)
+    rows["patient"] = ["acouslic/" + subject[row] for row in rows["case_row"]]
+    rows["usable"] = np.where(rows["position"] == 2, "plane", "no plane")
+    rows = rows.assign(group=rows["patient"], pixels=rows["image_id"], note="", official_split=None)
+    source = replace(SOURCE, counts={"total": {"cases": 300}})
+    return Cohort(source, rows.sort_values("image_id", ignore_index=True)), planted
+
+
+def test_the_published_cut_is_by_case_and_says_who_is_on_both_sides():
+    cohort, planted = crossing()
+    splits = make_splits(cohort.by_case(), QUALITY, "published", 1)
+    fold = splits.fold(0)
+    assert [len(rows) for rows in (fold.train, fold.validation, fold.test)] == [840, 120, 240]
+    drawn = np.random.default_rng(9872398152123123767126).permutation([f"case-{299 - row:03d}" for row in range(300)])
+    assert set(cohort.frame["case"].iloc[fold.train]) == set(drawn[:210])
+    assert set(cohort.frame["case"].iloc[fold.test]) == set(drawn[240:])
+    assert splits.on_both_sides() == planted
+    said = "patients on both sides: train and validation 1, train and test 5, validation and test 2"
+    assert f"cut by case, and cases are what is resampled; {said}" in splits.summary()
+    proof = prove_disjoint(splits, cohort.by_case()).set_index("parts")
+    assert proof["shared groups"].eq(0).all()
+    assert proof["shared patients"].to_dict() == {" / ".join(pair): count for pair, count in planted.items()}
+
+
+def test_the_published_cut_proves_that_no_case_is_on_both_sides():
+    cohort, _ = crossing()
+    splits = make_splits(cohort.by_case(), QUALITY, "published", 1)
+    wrong = splits.frame["part"].to_numpy(copy=True)
+    wrong[splits.fold(0).test[0]] = "train"
+    with pytest.raises(InputError, match=r"expected disjoint parts, found overlaps"):
+        prove_disjoint(replace(splits, frame=splits.frame.assign(part=wrong)), cohort.by_case())
+
+
+def test_predictions_of_the_published_cut_have_the_case_as_group():
+    cohort, _ = crossing()
+    for grouped, refused in ((cohort.by_case(), False), (cohort, True)):
+        fold = make_splits(cohort.by_case(), QUALITY, "published", 1).fold(0)
+        said = {"fold": 0, "encoder": "e", "protocol": "logistic", "n_patients": 1, "seed": 0}
+        parts = [
+            predictions.rows(grouped, QUALITY, rows, np.zeros((len(rows), 2)), split=name, **said)
+            for name, rows in (("val", fold.validation), ("test", fold.test))
+        ]
+        if refused:
+            with pytest.raises(InputError, match="is in validation and test of one fold"):
+                predictions.validate(pd.concat(parts, ignore_index=True), QUALITY, "here")
+        else:
+            predictions.validate(pd.concat(parts, ignore_index=True), QUALITY, "here")
+
+
+def test_what_the_published_cut_needs_is_said():
+    cohort, _ = crossing()
+    with pytest.raises(InputError, match=r"by case: expected `Cohort.by_case\(\)`"):
+        make_splits(cohort, QUALITY, "published", 1)
+    with pytest.raises(InputError, match="one fold: expected `folds: 1`, found 5"):
+        make_splits(cohort.by_case(), QUALITY, "published", 5)
+    less = cohort.by_case().select(cohort.frame["case_row"] != 299)
+    with pytest.raises(InputError, match="draws among all cases: expected 300, found 299"):
+        make_splits(less, QUALITY, "published", 1)
+    none = cohort.frame.assign(usable="no plane")
+    with pytest.raises(InputError, match="published train part of acouslic has no image of plane"):
+        make_splits(replace(cohort, frame=none).by_case(), QUALITY, "published", 1)
+
+
+def test_no_subject_crosses_a_fold(real, rows):
+    """Of the archive with the real runs, whose 19 subjects have two cases."""
+    frame = rows.assign(group=rows["patient"], pixels=rows["image_id"], note="").sort_values(
+        "image_id", ignore_index=True
+    )
+    cohort = Cohort(SOURCE, frame)
+    for task in (QUALITY, get_task("quality_optimal")):
+        splits = make_splits(cohort, task, "crossval", 5)
+        assert not prove_disjoint(splits, cohort)[list(SHARED)].to_numpy().any()
+        sides = splits.frame.groupby("patient")["part"].nunique()
+        assert (len(sides), sides.max()) == (281, 1)
+    assert frame.drop_duplicates("case").groupby("patient").size().value_counts().to_dict() == {1: 262, 2: 19}
+
+
+@pytest.mark.parametrize(
+    ("split", "folds", "fits"), [("published", 1, True), ("published", 5, False), ("crossval", 1, False)]
+)
+def test_one_fold_is_for_the_published_split_alone(archive, split, folds, fits):
+    def study() -> Study:
+        specs = (
+            [CohortSpec("acouslic", root=str(archive))],
+            [EncoderSpec("one", "timm:mobilenetv3_small_050", "random")],
+        )
+        return Study("quality", "Quality", *specs, task="quality", split=split, folds=folds)
+
+    if not fits:
+        with pytest.raises(
+            InputError, match=f"split {split}, folds {folds}: expected 1 with published, more with any other"
+        ):
+            study()
+        return
+    home, external = loading.load_cohorts(study())
+    assert not external
+    assert home.frame["group"].nunique() == 4
+    assert loading.load_cohorts(replace(study(), split="crossval", folds=5))[0].frame["group"].nunique() == 3
+
+
+# ---- audit, keys, fetching --------------------------------------------------------------------------------------------
+
+
+def test_the_audit_knows_sweeps(tmp_path, monkeypatch):
+    cases = few()
+    cases[0].quality[12:16] = 0  # sweep 4 has an AC and no mask
+    cases[1].quality[20] = 1  # of sweep 6, without an AC
+    root = write_acouslic(tmp_path / "acouslic", cases)
+    blackened(root, "00000001", "00000002", "00000003")
+    monkeypatch.setitem(cohorts.SOURCES, "acouslic", replace(SOURCE, counts={}))
+    found = audit("acouslic", root)
+    summary = found.summary()
+    told = {name: summary[name] for name in ("files", "cases", "sweeps", "annotated sweeps")}
+    assert told == {"files": 32, "cases": 4, "sweeps": 24, "annotated sweeps": 8}
+    assert [summary[f"frames {word}"] for word in acouslic.QUALITIES] == [21, 6, 5]
+    tables = found.tables()
+    assert tables["sweep x quality (frames of annotated sweeps)"].loc[4].tolist() == [13, 2, 1]
+    (lost,) = tables["AC without a mask (sweeps)"].itertuples()
+    assert (lost.case, lost.sweep, lost.ac) == (cases[0].uuid, 4, 301.5)
+    (unused,) = tables["mask without an AC (sweeps; nothing of it is used)"].itertuples()
+    assert (unused.case, unused.sweep, unused.optimal) == (cases[1].uuid, 6, 1)
+    assert CliRunner().invoke(app, ["audit", "acouslic", "--root", str(root)]).output.count("sweeps") >= 5
+    assert f"3 pictures: {cohorts.BLANK}" in str(found)
+
+
+def test_near_duplicates_are_those_of_two_cases(tmp_path, monkeypatch):
+    root = write_acouslic(tmp_path / "acouslic", few(), side=32)
+    rng, files = np.random.default_rng(1), sorted(root.glob("images/*/*.mha"))
+    smooth = np.asarray(
+        Image.fromarray(rng.integers(0, 200, (24, 24), np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+    )
+    with open(files[0], "rb") as first, open(files[2], "rb") as third:
+        stacks = [np.stack(list(mha.frames(handle, range(24)))) for handle in (first, third)]
+    for stack, places in zip(stacks, ([0, 1], [15]), strict=True):
+        stack[places] = smooth[None] + rng.integers(0, 3, (len(places), 32, 32), np.uint8)
+    mha.write(files[0], stacks[0])
+    mha.write(files[2], stacks[1])
+    monkeypatch.setitem(cohorts.SOURCES, "acouslic", replace(SOURCE, counts={}))
+    found = audit("acouslic", root)
+    ends = [tuple(name[-4:] for name in pair) for pair in found.near[["image", "copy"]].to_numpy()]
+    assert sorted(ends) == [("0000", "0015"), ("0001", "0015")]  # and not the first two, of one sweep
+    monkeypatch.setattr(audits, "NEAR_MOST", 1)
+    fewer = audit("acouslic", root)
+    assert (fewer.near_total, fewer.near["correlation"].tolist()) == (2, [found.near["correlation"].max()])
+
+
+def test_the_key_of_a_cohort_holds_its_masks(archive):
+    before = cohorts.pictures_in(cohorts.SOURCES["acouslic"], archive)
+    assert len(before) == 8
+    mask = next((archive / "masks").glob("*/00000001*.mha"))
+    mha.write(mask, np.zeros((24, 8, 8), np.uint8))
+    assert cohorts.pictures_in(cohorts.SOURCES["acouslic"], archive) != before
+
+
+def test_a_study_of_quality_is_looked_at_by_the_first_notebook(archive):
+    found = audit("acouslic", archive)
+    assert audits.classes_table([found.cohort], QUALITY)["images"].tolist() == [20, 12]
+    assert audits.sizes_table([found.cohort])["size"].tolist() == ["8 x 8"]
+    examples = found.cohort.examples(QUALITY.label, QUALITY.classes)
+    assert {name: len(pictures) for name, pictures in examples.items()} == {"no plane": 3, "plane": 3}

@@ -19,10 +19,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import Case, write_acouslic
 from PIL import Image
 
-from fpbench.cohorts import download
-from fpbench.cohorts.download import AFRICA, SPAIN, extract, fetch
+from fpbench import cohorts
+from fpbench.cohorts import acouslic, download
+from fpbench.cohorts.download import ACOUSLIC, AFRICA, SPAIN, extract, fetch
 from fpbench.errors import InputError, MissingError
 from fpbench.files import transfer
 
@@ -164,7 +166,8 @@ def assert_tidy(root: Path, *expected: str) -> None:
 def test_facts():
     assert (SPAIN.size, SPAIN.md5, SPAIN.top) == (2_088_522_169, "2a5fcc2cefb789bcc0f6c1f73e0ea43f", "")
     assert (AFRICA.md5, AFRICA.top) == (None, "Zenodo_dataset")
-    for archive, number in ((SPAIN, "3904280"), (AFRICA, "7540448")):
+    assert (ACOUSLIC.size, ACOUSLIC.md5, ACOUSLIC.top) == (None, None, "acouslic-ai-train-set")
+    for archive, number in ((SPAIN, "3904280"), (AFRICA, "7540448"), (ACOUSLIC, "12697994")):
         assert archive.url == f"https://zenodo.org/records/{number}/files/{archive.file}?download=1"
         assert archive.record == f"https://zenodo.org/api/records/{number}"
 
@@ -189,6 +192,37 @@ def test_africa_md5_from_record(site, africa, root):
     folder = fetch(africa, root)
     assert tree(folder) == africa_files()
     assert [asked.path for asked in site.log] == ["/record", "/africa.tar.xz"]
+
+
+def test_acouslic_is_fetched_and_held_to_its_counts(site, root, tmp_path, monkeypatch, capsys):
+    quality = np.array([0, 1, 2, 0] * 6, np.uint8)
+    top = tmp_path / "acouslic-ai-train-set"
+    write_acouslic(top, [Case("u-1", "000", ["200.5", "", "", "", "", "180"], quality)])
+    data = make_zip(tmp_path / "published.zip", {f"{top.name}/{name}": one for name, one in tree(top).items()})
+    site.files["/acouslic.zip"] = data.read_bytes()
+    entry = {"key": ACOUSLIC.file, "size": data.stat().st_size, "checksum": f"md5:{transfer.file_md5(data)}"}
+    site.files["/record"] = repr({"files": [entry]}).replace("'", '"').encode()
+    archive = replace(ACOUSLIC, url=f"{site.base}/acouslic.zip", record=f"{site.base}/record")
+    counts = {
+        "total": {"images": 8, "patients": 1, "cases": 1, "sweeps": 2},
+        "quality": {"optimal": 2, "sub-optimal": 2},
+    }
+    monkeypatch.setitem(cohorts.SOURCES, "acouslic", replace(acouslic.SOURCE, archive=archive, counts=counts))
+    folder = cohorts.fetch_cohort("acouslic", root)
+    assert tree(folder) == tree(top)
+    assert "Licence: CC BY-NC-SA 4.0" in capsys.readouterr().out
+    assert cohorts.load_cohort("acouslic", folder).frame["quality"].value_counts().to_dict() == {"none": 4, "optimal": 2, "sub-optimal": 2}  # fmt: skip
+    shutil.rmtree(folder)
+    counts["total"]["sweeps"] = 3
+    with pytest.raises(InputError, match="total sweeps: expected 3, found 2"):
+        cohorts.fetch_cohort("acouslic", root)
+    assert_tidy(root, ACOUSLIC.file)
+
+
+def test_how_much_comes_out_is_a_fact_of_the_archive(site, spain, root):
+    assert ACOUSLIC.max_bytes > 600 * 840 * 562 * 744 > 8_000_000_000 == SPAIN.max_bytes
+    with pytest.raises(InputError, match=r"more entries .* or bytes than it may hold"):
+        fetch(replace(spain, max_bytes=1000), root)
 
 
 def test_record_md5_is_enforced(site, africa, root):

@@ -40,7 +40,7 @@ CORE = (
     "cohorts",
     "files.workspace",
 )
-DRAWING = {f"fpbench.cohorts.phantoms.{name}" for name in ("canvas", "scenes", "drawing")}  # OpenCV draws them
+DRAWING = {f"fpbench.cohorts.phantoms.{name}" for name in ("canvas", "scenes", "drawing", "passes")}  # OpenCV draws them
 
 
 def tracked():

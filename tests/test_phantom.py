@@ -272,7 +272,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 
 
 def test_unknown_kind_and_cause_are_refused(tmp_path):
-    with pytest.raises(InputError, match="expected 'spain' or 'africa'"):
+    with pytest.raises(InputError, match="expected 'spain', 'africa' or 'acouslic'"):
         phantom.ensure(tmp_path / "x", "france")
     with pytest.raises(InputError, match="unknown causes"):
         phantom.ensure(tmp_path / "x", "africa", causes={"weather"})

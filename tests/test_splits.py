@@ -34,8 +34,8 @@ def real(shared):
     return Cohort(spain.SOURCE, frame), frame.loc[train, "patient"]
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("task", ["planes", "brain_planes"])
+@pytest.mark.parametrize("scheme", SCHEMES[:2])
 def test_no_test_group_is_in_a_set_that_influences_a_choice(real, task, scheme):
     cohort, _ = real
     splits = make_splits(cohort, get_task(task), scheme)
@@ -78,7 +78,7 @@ def test_folds_are_balanced(real):
     assert table["patients"].max() / table["patients"].min() < 1.25
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES[:2])
 def test_the_order_of_rows_in_the_label_file_changes_no_fold(small, home, scheme):
     before = make_splits(home, PLANES, scheme, folds=4)
     path = small["spain"] / spain.CSV

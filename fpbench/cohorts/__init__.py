@@ -6,7 +6,7 @@ image: splits and resampling use groups, because two patient numbers that share 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from fpbench import images
 from fpbench.cohorts import acouslic, africa, phantoms, spain, table
 from fpbench.cohorts.cells import ROW
 from fpbench.cohorts.download import fetch
-from fpbench.cohorts.source import COLUMNS, CONFOUNDERS, Source, check_counts, check_rows, locate
+from fpbench.cohorts.source import COLUMNS, CONFOUNDERS, Source, check_counts, check_rows, has_sweeps, locate
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
 KNOWN = (spain.SOURCE, africa.SOURCE, acouslic.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
+BLANK = "one grey value, of several patients"  # a note of pictures that link nobody
 SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 
@@ -109,6 +110,12 @@ class Cohort:
         files = [mask_of(path) for path in self.frame["path"]]
         return images.cached_images(files, images.scan(files), geometry)
 
+    def by_case(self) -> "Cohort":
+        """Return the cohort with the case as group, as its published split cuts; InputError where there are no cases."""
+        if not has_sweeps(self.frame):
+            raise InputError(f"{self.name} has no cases: expected a cohort of sweeps, such as acouslic")
+        return replace(self, frame=self.frame.assign(group=self.name + "/" + self.frame["case"]))
+
     def fingerprint(self) -> str:
         """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""
         known = [self.frame[c].astype(str).tolist() for c in (*COLUMNS, "pixels") if c != "path"]
@@ -177,7 +184,7 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
         first = ": ".join(bad.iloc[0])
         raise InputError(f"{len(bad)} unreadable pictures in {folder}, the first is {first}")
-    frame.insert(3, "group", group_patients(frame["patient"], frame["pixels"]))
+    frame = linked(frame, source.bits)
     return Cohort(source, frame, absent=int((~there).sum()))
 
 
@@ -202,8 +209,14 @@ def pictures_in(source: Source, folder: Path) -> list[list]:
     """Return names and bytes of the pictures of a cohort, sorted: those of its table, and every PNG in its folder.
 
     One that is not there has -1 bytes. Of a table that cannot be read only the PNG files count; a file that describes a cohort
-    names all of its pictures.
+    names all of its pictures; of a cohort with masks stacks and masks count.
     """
+    if source.mask_of:
+        stacks = dict.fromkeys(
+            images.file_of(folder / path) for path in source.read(folder / source.csv, source.name)["path"]
+        )
+        files = [*stacks, *map(source.mask_of, stacks)]
+        return sorted([str(one.relative_to(folder)), one.stat().st_size if one.is_file() else -1] for one in files)
     sizes: dict[str, int] = {}
     if not source.table:
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*.png")}
@@ -218,6 +231,12 @@ def pictures_in(source: Source, folder: Path) -> list[list]:
             file = images.file_of(folder / path)
             sizes[str(name)] = file.stat().st_size if file.is_file() else -1
     return sorted([name, size] for name, size in sizes.items())
+
+
+def changed(source: Source, files: Sequence[Path], keep: bool = True) -> list[Path]:
+    """Return which files of some pictures and of their masks changed under one time and size, as ``images.verify`` has it."""
+    masks = [source.mask_of(path) for path in files] if source.mask_of else []
+    return images.verify(files, keep) + images.verify(masks, keep)
 
 
 def load_labels(name: str | Path, root: str | Path | None = None) -> Cohort:
@@ -289,6 +308,30 @@ def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFram
         lost = f"{len(gone):,} of {len(rows):,} images of {source.name} are not in {where}"
         raise MissingError(f"{lost}, the first is {gone['path'].iat[0]}{row}: {how}")
     return rows.reset_index(drop=True), there
+
+
+def linked(frame: pd.DataFrame, bits: int = 0) -> pd.DataFrame:
+    """Return a frame with its groups, as ``group_patients`` has them; ``bits`` as of ``images.scan``.
+
+    A picture of one grey value, such as the black frames of a sweep before the probe touches, shows nobody: it links no patients. One
+    that several of them have is noted as BLANK.
+    """
+    patients = frame.groupby("pixels")["patient"].nunique()
+    shared = frame[frame["pixels"].isin(patients.index[patients > 1])].drop_duplicates("pixels")
+    blank = [row.pixels for row in shared.itertuples() if np.ptp(images.decode(row.path, bits)) == 0]
+    noted = frame["note"].where(
+        ~frame["pixels"].isin(blank), BLANK + ("; " + frame["note"]).where(frame["note"] != "", "")
+    )
+    frame = frame.assign(note=noted)
+    frame.insert(3, "group", group_patients(frame["patient"], shown(frame)))
+    return frame
+
+
+def shown(frame: pd.DataFrame) -> pd.Series:
+    """Return what may link the patients of a frame: the hash of the picture; of a BLANK one its name."""
+    if "note" not in frame:  # nobody has looked at the pictures
+        return frame["pixels"]
+    return frame["pixels"].where(~frame["note"].str.startswith(BLANK), frame["image_id"])
 
 
 def group_patients(patients: pd.Series, pixels: pd.Series) -> np.ndarray:

@@ -56,6 +56,12 @@ class Case(NamedTuple):
         """Return (6, frames of a sweep): place in QUALITIES."""
         return np.where(self.counts[..., 0] > 0, 2, self.counts[..., 1] > 0)
 
+    def frames(self) -> tuple[np.ndarray, ...]:
+        """Return of each frame of the annotated sweeps: row of the case, sweep and position from 0, quality, share under the mask."""
+        sweep, position = np.nonzero(np.broadcast_to(~np.isnan(self.ac)[:, None], self.quality.shape))
+        area = self.counts[sweep, position].sum(axis=1) / self.pixels
+        return np.full(len(sweep), self.row), sweep, position, self.quality[sweep, position], area
+
 
 def read(path: Path, name: str = "acouslic") -> pd.DataFrame:
     """Read the frames of all annotated sweeps; at first sight of a mask it is inflated, with a bar.
@@ -85,35 +91,32 @@ def read(path: Path, name: str = "acouslic") -> pd.DataFrame:
         A folder or a mask is not there. (A stack that is not there is missed like any picture, by whom reads the rows.)
     """
     folder = _place(path, STACKS).relative_to(path.parents[1]).as_posix()
-    parts = [_frames(case, folder, name) for case in _cases(path)]
-    rows = pd.concat(parts, ignore_index=True)
-    rows["usable"] = np.where(rows["quality"] == QUALITIES[0], "no plane", "plane")
-    rows["optimal"] = np.where(rows["quality"] == QUALITIES[2], "optimal", "not optimal")
-    return rows[[*COLUMNS, *FURTHER]]
-
-
-def _frames(case: Case, folder: str, name: str) -> pd.DataFrame:
-    """Return the rows of one case."""
-    sweep, position = np.nonzero(np.broadcast_to(~np.isnan(case.ac)[:, None], case.counts.shape[:2]))
-    counts, frames = case.counts[sweep, position], sweep * case.counts.shape[1] + position
-    numbers = frames.tolist()
-    unpublished = dict.fromkeys(("plane", "brain_plane", "machine", "operator"))
-    return pd.DataFrame(
+    cases = _cases(path)
+    parts = [case.frames() for case in cases]
+    case, sweep, position, quality, area = (np.concatenate(column) for column in zip(*parts, strict=True))
+    number = sweep * np.array([one.counts.shape[1] for one in cases])[case] + position  # of the frame in its stack
+    uuid, subject = (
+        np.array(column, object)[case] for column in zip(*((one.uuid, one.subject) for one in cases), strict=True)
+    )
+    unpublished = dict.fromkeys(("plane", "brain_plane", "machine", "operator", "official_split"))
+    rows = pd.DataFrame(
         {
-            "image_id": [f"{name}/{case.uuid}/{number:04d}" for number in numbers],
-            "path": [f"{folder}/{case.uuid}.mha#{number}" for number in numbers],
-            "patient": f"{name}/{case.subject}",
+            "image_id": [f"{name}/{one}/{k:04d}" for one, k in zip(uuid, number, strict=True)],
+            "path": [f"{folder}/{one}.mha#{k}" for one, k in zip(uuid, number, strict=True)],
+            "patient": name + "/" + subject,
             **unpublished,
             "centre": LABELS["centre"],
-            "official_split": None,
-            "case": case.uuid,
-            "case_row": case.row,
+            "case": uuid,
+            "case_row": case,
             "sweep": sweep + 1,
             "position": position,
-            "quality": np.array(QUALITIES, object)[case.quality[sweep, position]],
-            "area": counts.sum(axis=1) / case.pixels,
+            "quality": np.array(QUALITIES, object)[quality],
+            "usable": np.where(quality > 0, "plane", "no plane"),
+            "optimal": np.where(quality > 1, "optimal", "not optimal"),
+            "area": area,
         }
     )
+    return rows[[*COLUMNS, *FURTHER]]
 
 
 def sweeps(path: Path) -> pd.DataFrame:
@@ -223,11 +226,14 @@ def _shape(mask: Path, stack: Path) -> tuple[int, int, int]:
 
 def _looked(files: list[Path], shapes: list[tuple[int, int, int]]) -> list[np.ndarray]:
     """Return what masks say: of each (frames, 2), the pixels that are 1 and those that are 2; inflated if they never were."""
-    sums, folder, found = images.sha256s(files), paths.cache() / "masks", dict[int, np.ndarray]()
+    folder, found = paths.cache() / "masks", dict[int, np.ndarray]()
+    sums = dict(
+        zip(sorted(files), images.sha256s(sorted(files)), strict=True)
+    )  # remembered as of the frames, which are sorted
 
     def look(group: list[int]) -> Iterator[None]:
         (row,) = group
-        key = {"step": "masks", "version": VERSION, "sha256": sums[row]}
+        key = {"step": "masks", "version": VERSION, "sha256": sums[files[row]]}
         found[row] = artifacts.cached_array(folder, key, partial(_count, files[row], shapes[row][0]))
         yield
 
@@ -239,8 +245,8 @@ def _looked(files: list[Path], shapes: list[tuple[int, int, int]]) -> list[np.nd
 
 def _count(file: Path, frames: int, target: Path) -> None:
     """Write what a mask says; one frame is in memory at a time."""
-    counts, named = np.zeros((frames, 2), np.uint32), [file.with_name(f"{file.name}#{k}") for k in range(frames)]
-    for number, (frame, _) in enumerate(decoding.looks(named)):
+    counts = np.zeros((frames, 2), np.uint32)
+    for number, frame in enumerate(decoding.frames(file)):
         if frame.max() > 2:
             raise InputError(f"{file}: expected the values 0, 1 and 2, found {frame.max()} in frame {number}")
         counts[number] = np.count_nonzero(frame == 1), np.count_nonzero(frame == 2)

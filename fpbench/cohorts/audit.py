@@ -2,7 +2,8 @@
 
 Exact duplicates (same bytes, same pixels) are pairs of neighbours in a chain of copies, so that ``images - pairs`` is the
 number of distinct pictures. Near duplicates are found by a perceptual hash and confirmed by correlation; they are reported
-and never merged.
+and never merged. Where images are frames of sweeps, they are looked for between cases alone: neighbouring frames are near copies. The
+unit of a count is then the frame, but where it says case or sweep.
 """
 
 from dataclasses import dataclass
@@ -13,13 +14,17 @@ import pandas as pd
 from scipy.fft import dctn
 
 from fpbench import images
-from fpbench.cohorts import Cohort, distinct, group_patients, list_images
+from fpbench.cohorts import Cohort, distinct, linked, list_images
+from fpbench.cohorts.acouslic import QUALITIES
+from fpbench.cohorts.source import has_sweeps, totals
 from fpbench.errors import InputError
 from fpbench.tasks import TASKS, Task
 
 HASH_BITS = 256  # the 16 x 16 lowest frequencies of the 64 x 64 thumbnail
 NEAR_BITS = 32  # at most so many of them differ
 NEAR_CORRELATION = 0.99  # and the thumbnails correlate at least so much
+NEAR_MOST = 100_000  # pairs that are listed, the most alike; all are counted
+BLOCK = 512  # pictures that are compared with all others at once
 CROSSED = {"machine": "plane", "operator": "machine", "centre": "plane", "official_split": "plane"}  # tables to print
 
 
@@ -31,12 +36,14 @@ class Audit:
     missing: list[str]  # image ids without a file
     unreadable: pd.DataFrame  # image_id, error
     pairs: pd.DataFrame  # exact duplicates: one row per pair
-    near: pd.DataFrame  # near duplicates: one row per pair, with bits and correlation
+    near: pd.DataFrame  # near duplicates: one row per pair, with their correlation; the most alike NEAR_MOST
+    near_total: int  # how many there are
+    sweeps: pd.DataFrame | None = None  # of `Source.sweeps`: one row per sweep, annotated or not
 
     def summary(self) -> dict[str, int]:
         """Return the counts that a methods section quotes."""
         frame, pairs = self.cohort.frame, self.pairs
-        return {
+        found = {
             "files": len(frame),
             "distinct": int(frame["pixels"].nunique()),
             "pairs": len(pairs),
@@ -45,11 +52,16 @@ class Audit:
             "pairs with two labels": int((~pairs["same_plane"]).sum()),
             "patient ids": int(frame["patient"].nunique()),
             "groups": int(frame["group"].nunique()),
-            "kept after de-duplication": int(distinct(frame, "plane").sum()),
-            "near-duplicate pairs": len(self.near),
+            "kept after de-duplication": int(distinct(frame, _label(frame)).sum()),
+            "near-duplicate pairs": self.near_total,
             "missing files": len(self.missing),
             "unreadable files": len(self.unreadable),
         }
+        if self.sweeps is None:
+            return found
+        known = totals(frame)
+        found |= {"cases": known["cases"], "sweeps": len(self.sweeps), "annotated sweeps": known["sweeps"]}
+        return found | {f"frames {word}": int((frame["quality"] == word).sum()) for word in QUALITIES}
 
     def sentence(self) -> str:
         """Return the finding in one sentence."""
@@ -65,6 +77,11 @@ class Audit:
         crossed = {rows: other for rows, other in CROSSED.items() if cohort.frame[rows].nunique() > 1}
         shown = {f"{rows} x {other} (images)": crosstab(cohort, rows, other) for rows, other in crossed.items()}
         shown[f"{cohort.source.confounder} x size (images)"] = crosstab(cohort, cohort.source.confounder, "size").T
+        if self.sweeps is not None:
+            annotated, masked = self.sweeps["annotated"], self.sweeps["runs"] > 0
+            shown["sweep x quality (frames of annotated sweeps)"] = crosstab(cohort, "sweep", "quality")
+            shown["AC without a mask (sweeps)"] = self.sweeps[annotated & ~masked]
+            shown["mask without an AC (sweeps; nothing of it is used)"] = self.sweeps[masked & ~annotated]
         shown["unreadable"], shown["near duplicates"] = self.unreadable, self.near
         return {title: table for title, table in shown.items() if len(table)}
 
@@ -81,21 +98,23 @@ class Audit:
 
 def audit(name: str | Path, root: str | Path | None = None, missing: str = "drop") -> Audit:
     """Audit a cohort; unlike ``load_cohort`` it goes on over unreadable pictures and reports them."""
-    source, _, listed, there = list_images(name, root, missing)
+    source, folder, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
     frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits, images.THUMBNAIL)], axis=1)
     bad = frame["error"] != ""
     if bad.all():
         why = frame["error"].iat[0]
         raise InputError(f"none of the {len(frame)} pictures of {name} can be read, the first: {why}")
-    good = frame[~bad].reset_index(drop=True)
-    good.insert(3, "group", group_patients(good["patient"], good["pixels"]))
+    good = linked(frame[~bad].reset_index(drop=True), source.bits)
+    near, near_total = near_pairs(good, source.bits)
     return Audit(
         Cohort(source, good, absent=int((~there).sum())),
         missing=listed.loc[~there, "image_id"].tolist(),
         unreadable=frame.loc[bad, ["image_id", "error"]].reset_index(drop=True),
         pairs=exact_pairs(good),
-        near=near_pairs(good, source.bits),
+        near=near,
+        near_total=near_total,
+        sweeps=source.sweeps(folder / source.csv) if source.sweeps else None,
     )
 
 
@@ -106,26 +125,54 @@ def exact_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     return _pair_table(frame, following.index, following)
 
 
-def near_pairs(frame: pd.DataFrame, bits: int = 0) -> pd.DataFrame:
-    """Return pairs that look alike without being pixel-identical, the most alike first; ``bits`` as of ``images.scan``."""
+def near_pairs(frame: pd.DataFrame, bits: int = 0) -> tuple[pd.DataFrame, int]:
+    """Return pairs that look alike without being pixel-identical, the most alike NEAR_MOST, and how many there are.
+
+    Parameters
+    ----------
+    frame
+        N pictures, with the columns of ``images.scan``; of frames of sweeps, pairs of two cases are looked for.
+    bits
+        As of ``images.scan``.
+    """
     first = np.flatnonzero(~frame["pixels"].duplicated().to_numpy())
     looked = frame.iloc[first].reset_index(drop=True)
-    thumbs = images.cached_images(looked["path"].tolist(), looked, images.THUMBNAIL, bits).astype(np.float32)
-    thumbs = thumbs.mean(axis=-1) if thumbs.ndim == 4 else thumbs
-    signs = perceptual_signs(thumbs)
-    flat = thumbs.reshape(len(thumbs), -1)
-    flat -= flat.mean(axis=1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-    found = [np.empty((0, 2), int)]
-    for start in range(0, len(signs), 2048):
-        apart = (HASH_BITS - signs[start : start + 2048] @ signs.T) / 2
-        left, right = np.nonzero(apart <= NEAR_BITS)
-        found.append(np.column_stack([left + start, right])[left + start < right])
-    left, right = np.concatenate(found).T
-    table = _pair_table(frame, first[left], first[right])
-    table["correlation"] = np.einsum("nd,nd->n", flat[left], flat[right])
-    alike = table[table["correlation"] >= NEAR_CORRELATION]
-    return alike.sort_values("correlation", ascending=False, ignore_index=True)
+    thumbs = images.cached_images(looked["path"].tolist(), looked, images.THUMBNAIL, bits)
+    case = pd.factorize(looked["case"])[0] if has_sweeps(looked) else np.arange(len(looked))
+    signs, flat = _compared(thumbs)
+    found, total = pd.DataFrame({"left": first[:0], "right": first[:0], "correlation": flat[:0, 0]}), 0
+    for start in range(0, len(signs), BLOCK):
+        apart = (HASH_BITS - signs[start : start + BLOCK] @ signs[start:].T) / 2
+        left, right = (places + start for places in np.nonzero(apart <= NEAR_BITS))
+        asked = (left < right) & (case[left] != case[right])
+        pairs = pd.DataFrame({"left": left[asked], "right": right[asked]})
+        pairs["correlation"] = _correlations(flat, *pairs[["left", "right"]].to_numpy().T)
+        pairs = pairs[pairs["correlation"] >= NEAR_CORRELATION]
+        total += len(pairs)
+        found = pd.concat([found, pairs]).sort_values("correlation", ascending=False, kind="stable").head(NEAR_MOST)
+    table = _pair_table(frame, first[found["left"]], first[found["right"]])
+    return table.assign(correlation=found["correlation"].to_numpy()), total
+
+
+def _compared(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return of thumbnails, a part at a time, what ``perceptual_signs`` does, and (N, 4096) with mean 0 and norm 1, float32."""
+    signs, flat = np.empty((len(thumbs), HASH_BITS), np.float32), np.empty((len(thumbs), 64 * 64), np.float32)
+    for start in range(0, len(thumbs), BLOCK):
+        part = thumbs[start : start + BLOCK].astype(np.float32)
+        part = part.mean(axis=-1) if part.ndim == 4 else part
+        rows = part.reshape(len(part), -1) - part.mean(axis=(1, 2))[:, None]
+        signs[start : start + BLOCK] = perceptual_signs(part)
+        flat[start : start + BLOCK] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    return signs, flat
+
+
+def _correlations(flat: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the products of pairs of rows, some thousand pairs at a time."""
+    parts = [flat[:0, 0]]
+    for start in range(0, len(left), 8 * BLOCK):
+        pair = left[start : start + 8 * BLOCK], right[start : start + 8 * BLOCK]
+        parts.append(np.einsum("nd,nd->n", *(flat[rows] for rows in pair)))
+    return np.concatenate(parts)
 
 
 def perceptual_signs(thumbs: np.ndarray) -> np.ndarray:
@@ -134,14 +181,19 @@ def perceptual_signs(thumbs: np.ndarray) -> np.ndarray:
     return np.where(low > np.median(low, axis=1, keepdims=True), 1, -1).astype(np.float32)
 
 
+def _label(frame: pd.DataFrame) -> str:
+    """Return the column in which copies should agree."""
+    return "quality" if has_sweeps(frame) else "plane"
+
+
 def _pair_table(frame: pd.DataFrame, left: np.ndarray, right: np.ndarray) -> pd.DataFrame:
     """Return one row per pair of rows, and what the two agree on."""
     one, two = (frame.iloc[rows].reset_index(drop=True) for rows in (left, right))
     table = pd.DataFrame({"image": one["image_id"], "copy": two["image_id"]})
     table["same_bytes"] = one["sha256"] == two["sha256"]
-    for column in ("patient", "official_split", "plane"):
+    for name, column in {"patient": "patient", "split": "official_split", "plane": _label(frame)}.items():
         same = (one[column] == two[column]) | (one[column].isna() & two[column].isna())  # not published: no difference
-        table["same_" + column.removeprefix("official_")] = same
+        table[f"same_{name}"] = same
     return table
 
 
@@ -149,7 +201,7 @@ def crosstab(cohort: Cohort, rows: str, columns: str) -> pd.DataFrame:
     """Count images by two columns, e.g. machine by plane; ``"size"`` stands for width x height."""
     frame = cohort.frame.assign(size=cohort.frame["width"].astype(str) + " x " + cohort.frame["height"].astype(str))
     table = pd.crosstab(frame[rows].fillna("not published"), frame[columns].fillna("not published"))
-    order = next((task.classes for task in TASKS.values() if task.label == columns), ())
+    order = next((task.classes for task in TASKS.values() if task.label == columns), QUALITIES)
     return table[[*(name for name in order if name in table), *sorted({*table} - {*order})]]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from fpbench import cohorts, images, loading, results
+from fpbench import cohorts, loading, results
 from fpbench.errors import InputError
 from fpbench.files import artifacts, machine, paths, records, sharing
 from fpbench.grid import forkserver, notebooks
@@ -126,8 +126,8 @@ def _verify(study: Study) -> None:
     """Hash every picture once for all jobs of this run, and say which changed under the same time and size."""
     for spec in study.cohorts:
         with suppress(InputError, OSError):  # the jobs say what is wrong
-            *_, rows, there = cohorts.list_images(*loading.where(study, spec), spec.missing)
-            if changed := images.verify(rows.loc[there, "path"].tolist()):
+            source, _, rows, there = cohorts.list_images(*loading.where(study, spec), spec.missing)
+            if changed := cohorts.changed(source, rows.loc[there, "path"].tolist()):
                 what = "changed under the same time and size"
                 print(f"{spec.title}: {len(changed):,} pictures {what}, the first is {changed[0]}", flush=True)
 

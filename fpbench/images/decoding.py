@@ -100,6 +100,12 @@ def shape(file: Path) -> tuple[int, int, int]:
         return header.depth, header.height, header.width
 
 
+def frames(file: Path) -> Iterator[np.ndarray]:
+    """Yield all frames of a MetaImage, one in memory at a time; ImageError as of ``decode``."""
+    with _refusing(file), open(file, "rb") as handle:
+        yield from mha.frames(handle, range(mha.head(handle).depth))
+
+
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Let nothing but ImageError out, which names the path."""

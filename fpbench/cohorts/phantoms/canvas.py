@@ -7,6 +7,7 @@ below 0.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from fpbench.cohorts.phantoms.facts import Setting
 
-DEPTHS, BEAMS = 192, 208  # samples of the beam grid
+DEPTHS, BEAMS = GRID = 192, 208  # samples of the beam grid
 FLUID, BONE = -0.25, 1.05  # brightness of what does not scatter, and of what reflects everything
 
 
@@ -58,15 +59,24 @@ class Frame(NamedTuple):
 class View:
     """A picture while it is drawn: brightness and loss on the beam grid."""
 
-    def __init__(self, setting: Setting, near: float, opening: float, apex: float, far: float, shift: np.ndarray):
-        """Place the probe: radii of its face and of the deepest echo, half opening, apex; and the image's own shift."""
-        self.setting, self.opening, self.apex, self.near = setting, opening, apex, near
-        r = np.linspace(near, far, DEPTHS, dtype=np.float32)[:, None]
-        t = np.linspace(-opening, opening, BEAMS, dtype=np.float32)[None]
-        self.depth, self.step = np.broadcast_to(r - near, (DEPTHS, BEAMS)), (far - near) / (DEPTHS - 1)
+    def __init__(
+        self,
+        setting: Setting,
+        near: float,
+        opening: float,
+        apex: float,
+        far: float,
+        shift: Sequence[float] | np.ndarray,
+        grid: tuple[int, int] = GRID,
+    ):
+        """Place the probe: radii of its face and of the deepest echo, half opening, apex; the image's own shift; samples of the grid."""
+        self.setting, self.opening, self.apex, self.near, self.grid = setting, opening, apex, near, grid
+        r = np.linspace(near, far, grid[0], dtype=np.float32)[:, None]
+        t = np.linspace(-opening, opening, grid[1], dtype=np.float32)[None]
+        self.depth, self.step = np.broadcast_to(r - near, grid), (far - near) / (grid[0] - 1)
         middle = Frame(r * np.sin(t), apex + r * np.cos(t), 1.0)
         self.frame = self.target = middle.at(shift[0], 0.5 + shift[1], shift[2], 1 + shift[3])
-        self.level, self.loss = np.zeros((2, DEPTHS, BEAMS), np.float32)
+        self.level, self.loss = np.zeros((2, *grid), np.float32)
 
     def fill(self, d: np.ndarray, level: float | np.ndarray, soft: float = 0.004) -> np.ndarray:
         """Paint where ``d`` is negative; return how much of each sample was covered."""
@@ -95,26 +105,35 @@ class View:
     def locate(self, f: Frame, u: float, w: float) -> tuple[float, float]:
         """Return where a point of a frame lies: x, y in pixels."""
         row, beam = np.unravel_index(np.argmin((f.u - u) ** 2 + (f.w - w) ** 2), f.u.shape)
-        r, t = self.near + row * self.step, self.opening * (2 * beam / (BEAMS - 1) - 1)
+        r, t = self.near + row * self.step, self.opening * (2 * beam / (self.grid[1] - 1) - 1)
         width, height = self.setting.size
         return width / 2 + height * r * np.sin(t), height * (self.apex + r * np.cos(t))
 
     def develop(self, g: np.random.Generator) -> np.ndarray:
         """Return the picture, uint8 of shape (height, width): loss, speckle, display curve, scan conversion."""
-        s, (width, height) = self.setting, self.setting.size
+        s = self.setting
         beam: dict[str, Any] = {"ksize": (0, 0), "sigmaX": s.beam[1], "sigmaY": s.beam[0]}
-        noise = g.standard_normal((2, DEPTHS, BEAMS), np.float32)
+        noise = g.standard_normal((2, *self.grid), np.float32)
         speckle = np.hypot(cv2.GaussianBlur(noise[0], **beam), cv2.GaussianBlur(noise[1], **beam))
         speckle /= np.sqrt(np.mean(speckle**2))
         shadow = cv2.GaussianBlur(np.cumsum(self.loss, axis=0), (0, 0), 2.5, sigmaY=0.5) * self.step
         grey = (cv2.GaussianBlur(self.level, **beam) - shadow - 0.4) * s.contrast + 0.4 + s.gain
         grey += 0.24 * np.log10(speckle + 0.03) - s.fade * (self.depth - 0.4)
-        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-        x, y = (x - width / 2) / height, y / height - np.float32(self.apex)
-        row = ((np.hypot(x, y) - self.near) / self.step).astype(np.float32)
-        column = (np.arctan2(x, y) / self.opening + 1) * ((BEAMS - 1) / 2)
+        row, column = _samples(s.size, self.near, self.opening, self.apex, self.step, self.grid[1])
         lit = np.clip(grey, 0.0, 1.0) ** 1.25 * 255
         return np.rint(cv2.remap(lit, column, row, cv2.INTER_LINEAR, borderValue=0)).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _samples(
+    size: tuple[int, int], near: float, opening: float, apex: float, step: float, beams: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which sample of the grid each pixel shows: row and column, (height, width)."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    x, y = (x - width / 2) / height, y / height - np.float32(apex)
+    row = ((np.hypot(x, y) - near) / step).astype(np.float32)
+    return row, (np.arctan2(x, y) / opening + 1) * ((beams - 1) / 2)
 
 
 def cloud(g: np.random.Generator, rows: int, columns: int) -> np.ndarray:

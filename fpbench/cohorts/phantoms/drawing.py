@@ -94,6 +94,12 @@ def draw_plane(letter: str, setting: Setting, scene: tuple, number: int) -> Imag
         _mark_spain(draw, w, h, letter, setting.marks, now)
     else:
         _mark_centre(draw, w, view, setting.marks)
+    sign(picture)
+    return picture
+
+
+def sign(picture: Image.Image) -> None:
+    """Write PHANTOM into the lower left corner of a picture."""
+    draw, h = Draw(picture), picture.height
     draw.rectangle((1, h - 12, 43, h - 2), 0)
     _text(draw, 3, h - 12, "PHANTOM", 110)
-    return picture
