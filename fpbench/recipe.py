@@ -35,9 +35,7 @@ class Recipe:
     batch: int = 64  # images per step of the optimiser, whatever fits into memory at once
     rates: list[float] = field(default_factory=lambda: [1e-5, 5e-5, 2e-4])  # learning rates to choose from
     lora_rates: list[float] = field(default_factory=lambda: [2e-4, 1e-3])  # the same for LoRA
-    segmentation_rates: list[float] = field(
-        default_factory=lambda: [3e-4, 1e-3]
-    )  # the same for the decoder of a segmenter
+    segmentation_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3])  # the same for a segmenter's decoder
     head_factor: float = 10.0  # learning rate of the new head, in units of the encoder's
     layer_decay: float = 0.75  # factor of the learning rate per layer downwards; transformers, full only
     weight_decay: float = 0.05  # not on biases, norms and position tables
@@ -53,9 +51,7 @@ class Recipe:
     rank: int = 8  # of LoRA
     alpha: float = 16.0  # scale of LoRA: alpha / rank
     dropout: float = 0.1  # on the input of LoRA
-    taps: list[int] = field(
-        default_factory=lambda: [6, 8, 12, 24]
-    )  # of 24 blocks, those that a segmenter reads: FetalCLIP-IQA's; UNETR's are 6, 12, 18, 24
+    taps: list[int] = field(default_factory=lambda: [6, 8, 12, 24])  # of 24 blocks, those that a segmenter reads
     bf16: bool = True  # bfloat16 autocast on a GPU; a CPU computes in float32
     compile: bool = False  # torch.compile
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -2,7 +2,8 @@
 
 Four blocks of the encoder are read, *taps*; a U-shaped decoder (as UNETR's, arXiv:2103.10504) makes of them and of the picture one number
 per pixel: the logit of foreground. Taps are numbered as ``adaptation.blocks`` and stand in proportion to the depth: of 24, 6 is a quarter
-of the way; 12 blocks have 3, 4, 6, 12 for FetalCLIP-IQA's 6, 8, 12, 24. A miniature of two blocks reads the first three times.
+of the way; 12 blocks have 3, 4, 6, 12 for FetalCLIP-IQA's 6, 8, 12, 24 (UNETR's own would be 6, 12, 18, 24). A miniature of two blocks reads the first
+three times.
 
 The features of a tap are tokens without class token and registers, or a map, laid on a grid of side / 16; where the encoder's own is
 another (patches of 14, windows that merge), bilinearly. Widths follow arXiv:2507.22802: 512 at the grid, half at each doubling of the
@@ -24,7 +25,7 @@ from fpbench.errors import InputError
 from fpbench.recipe import Recipe
 from fpbench.study import EncoderSpec
 from fpbench.training.adaptation import blocks, is_transformer
-from fpbench.training.finetuning import Learner
+from fpbench.training.finetuning import LAST, Learner
 
 FILTERS, LEVELS = 32, 5  # channels at the picture's own sides; doubled at each level down to the grid
 STRIDE = 2 ** (LEVELS - 1)  # pixels of the picture that a cell of the grid spans, each way
@@ -117,6 +118,7 @@ class Segmenter(Learner):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.decoder = Decoder([tap.shape[1] for tap in self.eval().features(blank)])
+        self.decoder.to(memory_format=LAST)
         self.to(encoder.device).eval()
 
     def _keep(self, name: str) -> Callable[..., None]:
