@@ -103,7 +103,9 @@ BRAIN_PLANES = ("trans-thalamic", "trans-ventricular", "trans-cerebellar")
 _ALL = (
     Task("planes", "plane", PLANES, "six fetal planes", "spain", {"spain": PLANES, "africa": PLANES[:4]}),
     Task("brain_planes", "brain_plane", BRAIN_PLANES, "brain sub-planes", "spain", headline="weighted F1"),
-)
+    Task("quality", "usable", ("no plane", "plane"), "usable abdominal plane", "acouslic", headline="AUPRC", positive="plane"),
+    Task("quality_optimal", "optimal", ("not optimal", "optimal"), "optimal abdominal plane", "acouslic", headline="AUPRC", positive="optimal"),
+)  # fmt: skip
 TASKS = {task.name: task for task in _ALL}
 
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,7 @@ matplotlib.use("agg")  # here alone: a kernel started by a test draws inline, as
 from fpbench import cohorts
 from fpbench.cohorts.phantoms import ensure
 from fpbench.files import paths
+from fpbench.images import mha
 
 PLANES = ("Other", "Fetal abdomen", "Fetal brain", "Maternal cervix", "Fetal femur", "Fetal thorax")  # by plane number
 CENTRES = {"Algeria": "DZA", "Egypt": "EGY", "Ghana": "GHA", "Malawi": "MWI", "Uganda": "UGA"}
@@ -155,6 +157,35 @@ def write_africa(root: Path, patients: int = 3, seed: int = 1) -> Path:
         first, copy = (root / "Algeria" / f"patient{patient:03d}_DZA_plane{number}.png" for patient in (1, 2))
         copy.write_bytes(first.read_bytes())
     (root / "African_planes_database.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+class Case(NamedTuple):
+    """A case of an archive of sweeps; its frames are numbered through its six sweeps."""
+
+    uuid: str
+    subject: str
+    ac: list[str]  # six cells of the table, empty where nobody has annotated
+    quality: np.ndarray  # (frames,): what the mask holds of each, 0, 1 (optimal) or 2
+
+
+def write_acouslic(root: Path, cases: list[Case], side: int = 8, seed: int = 2) -> Path:
+    """An archive of sweeps in the layout of ACOUSLIC-AI; a mask covers the upper half of its frame, in the corner one pixel less."""
+    rng = np.random.default_rng(seed)
+    stacks, masks = root / "images" / "stacked_fetal_ultrasound", root / "masks" / "stacked_fetal_abdomen"
+    for folder in (stacks, masks, root / "circumferences"):
+        folder.mkdir(parents=True)
+    lines = [",".join(["uuid", "subject_id", *(f"sweep_{number}_ac_mm" for number in range(1, 7))])]
+    for case in cases:
+        frames = rng.integers(0, 256, (len(case.quality), side, side), np.uint8)
+        mask = np.zeros_like(frames)
+        mask[:, : side // 2] = case.quality[:, None, None]
+        mask[:, 0, 0] = 0
+        mha.write(stacks / f"{case.uuid}.mha", frames, 0.28)
+        mha.write(masks / f"{case.uuid}.mha", mask, 0.28)
+        lines.append(",".join([case.uuid, case.subject, *case.ac]))
+    content = "\r\n".join(lines) + "\r\n"
+    (root / "circumferences" / "fetal_abdominal_circumferences_per_sweep.csv").write_bytes(content.encode())
     return root
 
 

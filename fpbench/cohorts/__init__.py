@@ -16,7 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fpbench import images
-from fpbench.cohorts import africa, phantoms, spain, table
+from fpbench.cohorts import acouslic, africa, phantoms, spain, table
 from fpbench.cohorts.cells import ROW
 from fpbench.cohorts.download import fetch
 from fpbench.cohorts.source import COLUMNS, CONFOUNDERS, Source, check_counts, check_rows, locate
@@ -24,7 +24,7 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
-KNOWN = (spain.SOURCE, africa.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
+KNOWN = (spain.SOURCE, africa.SOURCE, acouslic.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
 SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 
@@ -83,6 +83,31 @@ class Cohort:
         return images.cached_images(
             self.frame["path"].tolist(), self.frame, geometry, self.source.bits, self.geometries
         )
+
+    def masks(self, geometry: images.Geometry) -> np.ndarray:
+        """Return the masks of all pictures in one geometry, in the order of ``frame``, from the cache of pictures.
+
+        Parameters
+        ----------
+        geometry
+            With the interpolation "nearest": a mask has no values in between.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, (N, size, size): 0, 1 optimal plane, 2 sub-optimal plane.
+
+        Raises
+        ------
+        InputError
+            Another interpolation, or the cohort has no masks.
+        """
+        if not (mask_of := self.source.mask_of):
+            raise InputError(f"{self.name} has no masks: expected a cohort that has, such as acouslic")
+        if geometry.interpolation != "nearest":
+            raise InputError(f"masks: expected the interpolation nearest, found {geometry.interpolation}")
+        files = [mask_of(path) for path in self.frame["path"]]
+        return images.cached_images(files, images.scan(files), geometry)
 
     def fingerprint(self) -> str:
         """Return a digest of labels and pixels: equal for equal cohorts, wherever they lie."""

@@ -1,8 +1,8 @@
 """Fetch a public cohort: transfer its archive from Zenodo, check the md5, unpack it safely. Sizes are bytes.
 
 Nothing gets its final name before it is complete and checked: a transfer grows in ``<file>.part`` and goes on there
-next time, an extraction in ``.<folder>.partial``, removed next time. Contents: the facts (`SPAIN`, `AFRICA`; their values
-are in `public.yaml`), `fetch`, `extract`.
+next time, an extraction in ``.<folder>.partial``, removed next time. Contents: the facts (`SPAIN`, `AFRICA`, `ACOUSLIC`; their
+values are in `public.yaml`), `fetch`, `extract`.
 """
 
 import lzma
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from fpbench.errors import InputError
 from fpbench.files import artifacts, paths, sharing, transfer
 
-MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more
+MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more; an archive may say otherwise
 MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files
 Reader = zipfile.ZipFile | tarfile.TarFile
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError)  # of the readers
@@ -48,10 +48,11 @@ class Archive:
     doi: str  # of the archive
     licence: str
     citation: str
+    max_bytes: int = MAX_BYTES  # unpacked, at most
 
 
 FACTS = yaml.safe_load(Path(__file__).with_name("public.yaml").read_text(encoding="utf-8"))
-SPAIN, AFRICA = (Archive(**FACTS[name]["archive"]) for name in ("spain", "africa"))
+SPAIN, AFRICA, ACOUSLIC = (Archive(**FACTS[name]["archive"]) for name in ("spain", "africa", "acouslic"))
 
 
 def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], object] | None = None) -> Path:
@@ -71,7 +72,8 @@ def fetch(archive: Archive, root: str | Path, *, verify: Callable[[Path], object
             _check_existing(destination, verify)
         else:
             archive = archive if archive.md5 and archive.size else _ask_record(archive)
-            extract(_download(archive, root), destination, top=archive.top, verify=verify)
+            packed = _download(archive, root)
+            extract(packed, destination, max_bytes=archive.max_bytes, top=archive.top, verify=verify)
     print(f"{destination}: {archive.file}, doi:{archive.doi}\nLicence: {archive.licence}\nCite: {archive.citation}")
     return destination
 

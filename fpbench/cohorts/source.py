@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COLUMNS: tuple[str, ...] = (
     "image_id", "path", "patient", "plane", "brain_plane", "machine", "operator", "centre", "official_split",
 )  # fmt: skip
+SWEEP = ("case", "sweep")  # what names the sweep of a frame, in a cohort of sweeps
 CONFOUNDERS = ("machine", "centre", "operator")  # of a cohort that says none, the first that has two values
 # of a cell: short, printable, no formula to a spreadsheet
 PLAIN = re.compile(r"(?![=+@-].)[^\x00-\x1f\x7f-\x9f]{0,200}")
@@ -35,9 +36,9 @@ class Source:
     name: str  # first part of every image_id and patient
     title: str  # for headings
     population: str  # the word that tasks use; an archive and its phantom share it
-    csv: str  # name of the label file, in the root folder
+    csv: str  # the label file, relative to the root folder
     read: Callable[[Path, str], pd.DataFrame]  # (label file, name) -> rows with COLUMNS
-    counts: dict[str, dict[str, int]]  # column -> value -> images; "total" -> {"images", "patients"}
+    counts: dict[str, dict[str, int]]  # column -> value -> images; "total" -> those of ``totals``
     confounder: str  # the column that goes with the class besides anatomy; empty: see CONFOUNDERS
     licence: str
     citation: str
@@ -46,15 +47,17 @@ class Source:
     label: str = ""  # "phantom" where the pictures are not of people; stands on every figure
     further: tuple[str, ...] = ()  # columns that ``read`` gives behind COLUMNS; they stand behind them in the frame
     bits: int = 0  # of pictures that hold more than 8, as ``images.decode`` takes it
+    mask_of: Callable[[Path], Path] | None = None  # path of a picture -> of its mask, where there are masks
+    sweeps: Callable[[Path], pd.DataFrame] | None = None  # label file -> one row per sweep, also those without a row
     table: "Table | None" = None  # what a YAML file says of it, if it is described by one
     prepare: Callable[[Path], object] | None = field(default=None, compare=False)  # makes the folder if it is absent
     prepared: Callable[[Path], bool] = field(default=lambda root: True, compare=False)  # is it as `prepare` leaves it
 
 
-def published(archive: Archive, read: Callable[[Path, str], pd.DataFrame]) -> Source:
-    """Return the facts of a public cohort, from `public.yaml`."""
+def published(archive: Archive, read: Callable[[Path, str], pd.DataFrame], **more: Any) -> Source:
+    """Return the facts of a public cohort, from `public.yaml`, and ``more`` fields."""
     facts = FACTS[archive.name]["cohort"]
-    return Source(read=read, licence=archive.licence, citation=archive.citation, archive=archive, **facts)
+    return Source(read=read, licence=archive.licence, citation=archive.citation, archive=archive, **facts, **more)
 
 
 def read_table(path: Path, separator: str, columns: list[str]) -> pd.DataFrame:
@@ -123,9 +126,22 @@ def check_rows(frame: pd.DataFrame, path: Path) -> None:
         raise InputError(f"{path}: {split}: expected none; is this the file of the archive?")
 
 
+def totals(frame: pd.DataFrame) -> dict[str, int]:
+    """Return how many images and patients there are; where images are frames of sweeps, how many cases and sweeps."""
+    found = {"images": len(frame), "patients": frame["patient"].nunique()}
+    if has_sweeps(frame):
+        found |= {"cases": frame["case"].nunique(), "sweeps": len(frame[list(SWEEP)].drop_duplicates())}
+    return found
+
+
+def has_sweeps(frame: pd.DataFrame) -> bool:
+    """Return whether images are frames of sweeps."""
+    return {*SWEEP} <= {*frame}
+
+
 def check_counts(frame: pd.DataFrame, source: Source, path: Path) -> None:
     """Hold the rows to the published counts; InputError lists every count that differs."""
-    found = {"total": {"images": len(frame), "patients": frame["patient"].nunique()}}
+    found = {"total": totals(frame)}
     found |= {column: frame[column].value_counts().to_dict() for column in source.counts if column != "total"}
     wrong = [
         f"\n  {column} {value}: expected {expected:,}, found {found[column].get(value, 0):,}"
@@ -146,7 +162,7 @@ def locate(root: Path, source: Source) -> Path:
         return source.table.path.parent
     if (root / source.csv).is_file():
         return root
-    inside = sorted(path.parent for path in root.glob(f"*/{source.csv}")) if root.is_dir() else []
+    inside = [folder for folder in sorted(root.glob("*")) if (folder / source.csv).is_file()]
     if len(inside) == 1:
         return inside[0]
     how = f"run 'fpbench fetch {source.name}'" if source.archive else "check the folder in the study file"

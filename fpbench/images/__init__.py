@@ -32,7 +32,8 @@ from fpbench.images.raster import FORMATS, MAX_PIXELS, ImageError, to_array
 
 __all__ = [
     "BORDERS", "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "THUMBNAIL", "TORCH", "VERSION",
-    "Geometry", "ImageError", "cached_images", "damaged", "decode", "file_of", "notes", "scan", "to_array", "verify",
+    "Geometry", "ImageError", "cached_images", "damaged", "decode", "file_of", "notes", "scan", "sha256s", "to_array",
+    "verify",
 ]  # fmt: skip
 
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
@@ -85,7 +86,7 @@ def scan(files: Sequence[Path], bits: int = 0, small: Geometry | None = None) ->
         Decoding is cached by content: the second call on the same files only reads and hashes their bytes.
     """
     raster.check_bits(bits)
-    sums = _sums(files)
+    sums = sha256s(files)
     key = {"scan": LOOKS, "version": VERSION, "bits": bits, "sha256": sums, "decoders": dicom.decoders()}
     path = artifacts.place(paths.cache() / "scans" / f"{artifacts.digest(key)[:32]}.parquet")
     if not artifacts.whole(path):
@@ -149,7 +150,7 @@ def _hash(files: list[Path]) -> list[str]:
     return _parallel(artifacts.file_sha256, files, "hashing files") if files else []
 
 
-def _sums(files: Sequence[Path]) -> list[str]:
+def sha256s(files: Sequence[Path]) -> list[str]:
     """Return the hash of every picture's bytes, remembered where it can be; the file of many frames is read once."""
     named = [decoding.split(path) for path in files]
     distinct = list(dict.fromkeys(file for file, _ in named))

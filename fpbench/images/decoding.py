@@ -93,6 +93,13 @@ def stacked(file: Path) -> int:
         return 0
 
 
+def shape(file: Path) -> tuple[int, int, int]:
+    """Return frames, height and width of a MetaImage, by its header alone; ImageError as of ``decode``."""
+    with _refusing(file), open(file, "rb") as handle:
+        header = mha.head(handle)
+        return header.depth, header.height, header.width
+
+
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Let nothing but ImageError out, which names the path."""

@@ -10,6 +10,7 @@ last one is handed out when the whole stack has passed and was what the header s
 
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -45,6 +46,27 @@ class Header(NamedTuple):
     depth: int  # frames
     packed: bool  # in a zlib or gzip stream
     start: int  # of the pixels, bytes
+
+
+def write(path: Path, frames: np.ndarray, spacing: float = 1.0) -> None:
+    """Write a stack in one zlib stream.
+
+    Parameters
+    ----------
+    path
+        Of the new file.
+    frames
+        uint8, (N, H, W).
+    spacing
+        Distance of pixels, and of frames, mm.
+    """
+    content = zlib.compress(frames.astype(np.uint8).tobytes())
+    said = {
+        "ObjectType": "Image", "NDims": 3, "BinaryData": True, "BinaryDataByteOrderMSB": False, "CompressedData": True,
+        "CompressedDataSize": len(content), "ElementSpacing": " ".join([f"{spacing:g}"] * 3), "DimSize": " ".join(map(str, frames.shape[::-1])),
+        "ElementType": "MET_UCHAR", "ElementDataFile": "LOCAL",
+    }  # fmt: skip
+    path.write_bytes("".join(f"{key} = {value}\n" for key, value in said.items()).encode() + content)
 
 
 def is_mha(handle: BinaryIO, suffix: str) -> bool:
