@@ -14,7 +14,6 @@ import torch
 from fpbench import load_study
 from fpbench.files.progress import Progress
 from fpbench.grid import costs
-from fpbench.tasks import TASKS, Task
 from fpbench.training import tuning
 from fpbench.training.finetuning import Classifier, Part, Pictures, Trainer, interruptible, predict
 
@@ -32,9 +31,7 @@ SIZES = {  # what is trained of every model of the study: numbers, those of the 
 
 
 @pytest.fixture
-def quality(monkeypatch):
-    search = {"headline": "AUPRC", "positive": "plane"}
-    monkeypatch.setitem(TASKS, "quality", Task("quality", "usable", ("no plane", "plane"), train="acouslic", **search))
+def quality():
     return load_study("quality")
 
 
@@ -107,9 +104,7 @@ JOBS = {  # what is asked of a job of the two studies, MB: passes, wildcards, on
 
 
 @pytest.mark.parametrize("name", list(JOBS))
-def test_memory_that_a_scheduler_is_asked_for(quality, monkeypatch, name):
-    if name == "quality":
-        monkeypatch.setattr(costs, "_images", lambda _: FRAMES)
+def test_memory_that_a_scheduler_is_asked_for(name):
     for device, place in (("auto", 2), ("cpu", 3)):
         study = replace(load_study(name), device=device)
         assert [asked(study, job[0], **job[1]) for job in JOBS[name]] == [job[place] for job in JOBS[name]]
