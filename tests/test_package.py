@@ -40,7 +40,9 @@ CORE = (
     "cohorts",
     "files.workspace",
 )
-DRAWING = {f"fpbench.cohorts.phantoms.{name}" for name in ("canvas", "scenes", "drawing", "passes")}  # OpenCV draws them
+DRAWING = {
+    f"fpbench.cohorts.phantoms.{name}" for name in ("canvas", "scenes", "drawing", "passes")
+}  # OpenCV draws them
 
 
 def tracked():
@@ -188,7 +190,9 @@ from fpbench import load_encoder
 def test_no_room_is_more_than_one_can_hold_in_the_head():
     for folder in {path.parent for path in LIBRARY.rglob("*.py")}:
         lines = {path.name: len(path.read_text().splitlines()) for path in folder.glob("*.py")}
-        modules, most = (24, 3000) if folder == LIBRARY else (12, 2500)  # beside the rooms stand the few files between them
+        modules, most = (
+            (24, 3000) if folder == LIBRARY else (12, 2500)
+        )  # beside the rooms stand the few files between them
         assert len(lines) <= modules, f"{folder}: {len(lines)} modules"
         assert sum(lines.values()) <= most, f"{folder}: {sum(lines.values())} lines"
         assert max(lines.values()) <= 500, f"{folder}: {max(lines, key=lines.get)}"

@@ -243,7 +243,8 @@ def test_test_labels_choose_nothing(cohorts):
 
 def test_where_nothing_can_be_asked_the_table_is_empty_and_the_sentence_says_so():
     nothing = read.knowledge({})
-    assert {"encoder", "asked", "value", "majority"} <= set(nothing) and not len(nothing)
+    assert {"encoder", "asked", "value", "majority"} <= set(nothing)
+    assert nothing.empty
     scored = pd.DataFrame(
         [("a", "home", "whole pictures", 0.8, 0.7), ("size and borders", "home", "size and borders", 0.3, 0.2)],
         columns=["encoder", "population", "condition", "value", "low"],
