@@ -359,7 +359,7 @@ def crossing() -> tuple[Cohort, dict[tuple[str, str], int]]:
     rows["image_id"] = "acouslic/" + rows["case"] + "/" + rows["position"].astype(str)
     rows["patient"] = ["acouslic/" + subject[row] for row in rows["case_row"]]
     rows["usable"] = np.where(rows["position"] == 2, "plane", "no plane")
-    rows = rows.assign(group=rows["patient"], pixels=rows["image_id"], note="", official_split=None)
+    rows = rows.assign(group=rows["patient"], pixels=rows["image_id"], note="", official_split=None, centre=None)
     source = replace(SOURCE, counts={"total": {"cases": 300}})
     return Cohort(source, rows.sort_values("image_id", ignore_index=True)), planted
 
