@@ -286,6 +286,17 @@ def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] 
     return proof
 
 
+def conclusion(proof: pd.DataFrame) -> str:
+    """Return in a sentence what ``prove_disjoint`` found."""
+    shared = proof[proof[list(SHARED)].sum(axis=1) > 0]
+    if shared.empty:
+        return f"Nothing is shared between the parts of any fold ({len(proof)} comparisons)."
+    told = "; ".join(
+        f"{row.iloc[1]} " + ", ".join(f"{row[name]} {name}" for name in SHARED) for _, row in shared.iterrows()
+    )
+    return f"No case is on both sides ({len(proof)} comparisons), but the cut is not by patient: {told}."
+
+
 def _sets(frame: pd.DataFrame) -> dict[str, set]:
     return {name: set(cells) for name, cells in frame.items()}
 
