@@ -22,7 +22,7 @@ from fpbench.cohorts.audit import audit
 from fpbench.cohorts.source import check_counts, locate
 from fpbench.errors import InputError, MissingError
 from fpbench.images import Geometry, mha
-from fpbench.splits import SHARED, make_splits, prove_disjoint
+from fpbench.splits import SHARED, conclusion, make_splits, prove_disjoint
 from fpbench.study import CohortSpec, EncoderSpec, Study
 from fpbench.tasks import get_task
 
@@ -359,7 +359,7 @@ def crossing() -> tuple[Cohort, dict[tuple[str, str], int]]:
     rows["image_id"] = "acouslic/" + rows["case"] + "/" + rows["position"].astype(str)
     rows["patient"] = ["acouslic/" + subject[row] for row in rows["case_row"]]
     rows["usable"] = np.where(rows["position"] == 2, "plane", "no plane")
-    rows = rows.assign(group=rows["patient"], pixels=rows["image_id"], note="", official_split=None)
+    rows = rows.assign(group=rows["patient"], pixels=rows["image_id"], note="", official_split=None, centre=None)
     source = replace(SOURCE, counts={"total": {"cases": 300}})
     return Cohort(source, rows.sort_values("image_id", ignore_index=True)), planted
 
@@ -377,6 +377,8 @@ def test_the_published_cut_is_by_case_and_says_who_is_on_both_sides():
     assert f"cut by case, and cases are what is resampled; {said}" in splits.summary()
     proof = prove_disjoint(splits, cohort.by_case()).set_index("parts")
     assert proof["shared groups"].eq(0).all()
+    told = "train / test 5 shared patients, 0 shared groups, 0 shared images"
+    assert told in conclusion(prove_disjoint(splits, cohort.by_case()))
     assert proof["shared patients"].to_dict() == {" / ".join(pair): count for pair, count in planted.items()}
 
 

@@ -27,13 +27,12 @@ import pandas as pd
 from fpbench.cohorts import Cohort, shown
 from fpbench.errors import InputError
 from fpbench.files import artifacts
+from fpbench.splits import published
+from fpbench.splits.published import PARTS
 from fpbench.tasks import Task
 
 VERSION = 1  # of the cut; raise it when folds change
 SCHEMES = ("official", "crossval", "published")
-PARTS = ("train", "validation", "test")  # of a fold
-PUBLISHED_SEED = 9872398152123123767126
-PUBLISHED_SHARES = 0.7, 0.8  # of the cases in their drawn order: the ends of training and validation
 TRIES = 20  # seeds, from the study's upwards
 SHARED = ("shared patients", "shared groups", "shared images")  # columns of a proof
 COLUMNS = ("image_id", "patient", "group", "label", "part")
@@ -168,22 +167,10 @@ def _table(frame: pd.DataFrame, task: Task, part: np.ndarray) -> pd.DataFrame:
 
 def _published(cohort: Cohort, task: Task, folds: int) -> Splits:
     """Return the cut by case: training, validation and test are pieces of one permutation of the cases, as the table lists them."""
-    frame = cohort.by_case().frame
     if folds != 1:
         raise InputError(f"the published split is one fold: expected `folds: 1`, found {folds}")
-    if not (frame["group"] == cohort.frame["group"]).all():
-        raise InputError(
-            f"the published split of {cohort.name} is by case: expected `Cohort.by_case()`, found patients"
-        )
-    cases = frame.drop_duplicates("case").sort_values("case_row")
-    known = cohort.source.counts.get("total", {}).get("cases", len(cases))
-    if cases["case_row"].tolist() != list(range(known)):
-        found = f"expected {known}, found {len(cases)}"
-        raise InputError(f"the published split of {cohort.name} draws among all cases: {found}: complete the archive")
-    drawn = np.random.default_rng(PUBLISHED_SEED).permutation(cases["case"].to_numpy(str))
-    ends = [int(share * len(drawn)) for share in PUBLISHED_SHARES]
-    side = dict(zip(drawn.tolist(), np.repeat(PARTS, np.diff([0, *ends, len(drawn)])), strict=True))
-    part = np.where(np.array(task.codes(frame[task.label])) >= 0, frame["case"].map(side), "unused")
+    frame, side = cohort.frame, published.side(cohort)
+    part = np.where(np.array(task.codes(frame[task.label])) >= 0, side, "unused")
     for name in PARTS:
         if lacking := [one for one in task.classes if one not in set(frame.loc[part == name, task.label])]:
             raise InputError(f"the published {name} part of {cohort.name} has no image of {', '.join(lacking)}")
@@ -282,12 +269,12 @@ def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] 
     """
     rows, keys = [], ["patient", "group", "pixels"]
     frame, *others = (one.frame[keys].assign(pixels=shown(one.frame)) for one in (cohort, *external))
-    named = dict(zip([other.name for other in external], others, strict=True))
+    named = dict(zip([other.name for other in external], map(_sets, others), strict=True))
     for fold in map(splits.fold, range(splits.folds)):
-        parts = {name: frame.iloc[getattr(fold, name)] for name in PARTS} | named
+        parts = {name: _sets(frame.iloc[getattr(fold, name)]) for name in PARTS} | named
         for one, two in combinations(parts, 2):
             if one in PARTS:
-                both = [set(parts[one][key]) & set(parts[two][key]) for key in keys]
+                both = [parts[one][key] & parts[two][key] for key in keys]
                 rows.append((fold.number, f"{one} / {two}", *map(len, both)))
     proof = pd.DataFrame(rows, columns=["fold", "parts", *SHARED])
     leaks = proof[proof[list(SHARED)].sum(axis=1) > 0]
@@ -297,6 +284,21 @@ def prove_disjoint(splits: Splits, cohort: Cohort, external: tuple[Cohort, ...] 
     if len(leaks):
         raise InputError(f"expected disjoint parts, found overlaps:\n{leaks.to_string(index=False)}")
     return proof
+
+
+def conclusion(proof: pd.DataFrame) -> str:
+    """Return in a sentence what ``prove_disjoint`` found."""
+    shared = proof[proof[list(SHARED)].sum(axis=1) > 0]
+    if shared.empty:
+        return f"Nothing is shared between the parts of any fold ({len(proof)} comparisons)."
+    told = "; ".join(
+        f"{row.iloc[1]} " + ", ".join(f"{row[name]} {name}" for name in SHARED) for _, row in shared.iterrows()
+    )
+    return f"No case is on both sides ({len(proof)} comparisons), but the cut is not by patient: {told}."
+
+
+def _sets(frame: pd.DataFrame) -> dict[str, set]:
+    return {name: set(cells) for name, cells in frame.items()}
 
 
 def balance(splits: Splits) -> pd.DataFrame:
