@@ -103,7 +103,12 @@ def _plan(
     manifest = {"version": VERSION, "kind": kind, "seed": seed, "patients": patients}
     if kind == "acouslic":
         stacks = sweeps.stacks(seed, patients, frames)
-        return manifest | {"frames": frames, "counts": sweeps.counts(stacks), "files": 2 * len(stacks), "planted": []}, stacks
+        return manifest | {
+            "frames": frames,
+            "counts": sweeps.counts(stacks),
+            "files": 2 * len(stacks),
+            "planted": [],
+        }, stacks
     if kind == "spain":
         entries = spain_entries(seed, patients, only)
         manifest |= {"only": only} if only else {}

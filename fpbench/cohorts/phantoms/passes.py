@@ -21,7 +21,12 @@ from fpbench.cohorts.phantoms.sweeps import OPTIMAL, SIZE, SPACING, SUB_OPTIMAL,
 
 GRID = (120, 104)  # samples in depth, beams
 HEIGHT = SIZE[1] * SPACING  # of a picture, mm
-PROBE = {"near": 0.374, "opening": np.pi / 6, "apex": -0.324, "far": 1.325}  # the real frames' field of view, picture heights
+PROBE = {
+    "near": 0.374,
+    "opening": np.pi / 6,
+    "apex": -0.324,
+    "far": 1.325,
+}  # the real frames' field of view, picture heights
 EDGE = 0.5  # place where the marks begin
 HELD = 4  # frames of a sweep that is not annotated for which the anatomy stands still
 TRUNK = ((-2.3, -1.9, -1.2, -0.5, 0.5, 1.2, 1.9, 2.3), (0.3, 0.6, 0.85, 0.99, 0.99, 0.92, 0.75, 0.35))  # place, size
