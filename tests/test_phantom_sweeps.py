@@ -59,8 +59,8 @@ def test_some_subjects_have_two_stacks_in_neighbouring_rows():
 
 def test_runs_are_short_ordered_early_and_rarely_two():
     found = [runs(sweep.shown) for sweep in annotated(COHORT)]
-    assert all(1 <= len(run) <= sweeps.FRAMES // 5 for run in sum(found, []))
-    assert all(re.fullmatch("2*1*2*", "".join(map(str, run))) for run in sum(found, []))
+    assert all(1 <= len(run) <= sweeps.FRAMES // 5 for of in found for run in of)
+    assert all(re.fullmatch("2*1*2*", "".join(map(str, run))) for of in found for run in of)
     assert Counter(map(len, found)).keys() == {1, 2}
     assert sum(len(of) == 2 for of in found) == 3
     places = [np.mean(np.flatnonzero(sweep.shown)) / sweeps.FRAMES for sweep in annotated(COHORT)]
