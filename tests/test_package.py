@@ -40,7 +40,9 @@ CORE = (
     "cohorts",
     "files.workspace",
 )
-DRAWING = {f"fpbench.cohorts.phantoms.{name}" for name in ("canvas", "scenes", "drawing", "passes")}  # OpenCV draws them
+DRAWING = {
+    f"fpbench.cohorts.phantoms.{name}" for name in ("canvas", "scenes", "drawing", "passes")
+}  # OpenCV draws them
 
 
 def tracked():
