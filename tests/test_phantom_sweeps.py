@@ -41,10 +41,10 @@ def runs(values):
 
 
 def test_sweeps_are_annotated_as_often_as_the_real_ones():
-    many = sweeps.stacks(1, 2000)
+    many = sweeps.stacks(1, 600)
     shares = [np.mean([stack.sweeps[number].annotated for stack in many]) for number in range(6)]
-    assert np.abs(shares - REAL).max() < 0.03
-    assert sum(shares) == pytest.approx(1.84, abs=0.06)
+    assert np.abs(shares - REAL).max() < 0.06
+    assert sum(shares) == pytest.approx(1.84, abs=0.12)
     assert all(any(sweep.annotated for sweep in stack.sweeps) for stack in many)
 
 
@@ -59,9 +59,8 @@ def test_some_subjects_have_two_stacks_in_neighbouring_rows():
 
 def test_runs_are_short_ordered_early_and_rarely_two():
     found = [runs(sweep.shown) for sweep in annotated(COHORT)]
-    every = [run for of in found for run in of]
-    assert all(1 <= len(run) <= sweeps.FRAMES // 5 for run in every)
-    assert all(re.fullmatch("2*1*2*", "".join(map(str, run))) for run in every)
+    assert all(1 <= len(run) <= sweeps.FRAMES // 5 for of in found for run in of)
+    assert all(re.fullmatch("2*1*2*", "".join(map(str, run))) for of in found for run in of)
     assert Counter(map(len, found)).keys() == {1, 2}
     assert sum(len(of) == 2 for of in found) == 3
     places = [np.mean(np.flatnonzero(sweep.shown)) / sweeps.FRAMES for sweep in annotated(COHORT)]
@@ -123,7 +122,9 @@ def test_simpleitk_reads_stacks_and_masks_and_writes_the_same_header(drawn, tmp_
         assert [sorted({*np.unique(frame)} - {0}) for frame in values] == [
             [value] if value else [] for sweep in stack.sweeps for value in sweeps.labels(sweep)
         ]
-    itk.WriteImage(mask, str(tmp_path / "again.mha"), True)
+    fresh = itk.GetImageFromArray(values)
+    fresh.SetSpacing(mask.GetSpacing())
+    itk.WriteImage(fresh, str(tmp_path / "again.mha"), True)
     header, again = (
         re.sub(rb"(Size|Spacing) = .*", b"", path.read_bytes().partition(b"LOCAL\n")[0])
         for path in (root / sweeps.MASKS / f"{stack.name}.mha", tmp_path / "again.mha")
@@ -175,7 +176,7 @@ def test_same_seed_same_bytes_and_a_lost_file_is_drawn_again(drawn, tmp_path):
 def dark_share(shown):
     """How much of the abdomen is black, mean over sweeps whose middle frames show that."""
     shares = []
-    for seed in range(12):
+    for seed in range(6):
         sweep = sweeps.Sweep(1, (0,) * 4 + (shown,) * 2 + (0,) * 4, (38.0, 35.0), True, True)
         pictures, masks = passes.draw_sweep((seed, "test"), sweep)
         shares += [np.mean(pictures[k][masks[k] > 0] < 12) for k in (4, 5)]
