@@ -173,7 +173,8 @@ try:
     model = finetuning.Classifier(encoder, 2, recipe, "full", EncoderSpec("small", "small", batch_size=32))
     finetuning.finetune(model, part, recipe, 1e-3, folder, "key", 0, "small")
     stage = "answers"
-    assert finetuning.predict(model, part.pictures, np.arange(count)).shape == (count, 2)
+    rows = np.arange(0, count, 10)
+    assert finetuning.predict(model, part.pictures, rows).shape == (len(rows), 2)
     stage = "embedding"
     names = pd.Series(np.arange(count).astype(str))
     found = embeddings._embedded(encoder, "stand-in", lambda: pictures, names, names, 64, False, 0.0)
