@@ -95,7 +95,7 @@ JOBS = {  # what is asked of a job of the two studies, MB: passes, wildcards, on
     "quality": [
         (0, {}, 11_561, 11_561),
         (10, {"encoder": "usfm"}, 6_023, 6_343),
-        (10, {"encoder": "fetalclip"}, 7_925, 8_501),
+        (10, {"encoder": "fetalclip"}, 7_925, 8_565),
         (10, {"encoder": "vgg16"}, 11_938, 13_858),
         ("training", {"encoder": "fetalclip", "mode": "lora_mlp"}, 13_053, 33_021),
         ("training", {"encoder": "vgg16", "mode": "full"}, 12_864, 35_264),
