@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import tracemalloc
+import weakref
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files.fingerprints import difference, same
 from fpbench.grid import jobs as grid
 from fpbench.images import Geometry
+from fpbench.recipe import Recipe
+from fpbench.training.adaptation import add_lora, is_transformer
 
 ROOT = Path(__file__).parent.parent
 SEVEN = ("fetalclip", "usfm", "mofo", "ultrasam", "dinov3", "resnet50", "efficientnetv2_s")
@@ -447,3 +450,60 @@ def test_a_transformers_file_that_loads_half_is_refused(hf_folder):
     save_file(tensors, hf_folder / "half.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="missing from the file"):
         load_encoder(f"hf:{hf_folder}", hf_folder / "half.safetensors")
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors that are alive, at most; on the meta device, where nothing is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and (store := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(store._cdata)
+                self.now += store.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(store, self.freed, store._cdata, store.nbytes())
+        return made
+
+    def freed(self, which, size):
+        self.known.discard(which)
+        self.now -= size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVEN)
+def test_what_a_network_holds_of_a_picture_is_as_the_catalogue_says(name):
+    """MB in float32: the tensors that a backward pass needs, and the most that is alive in a forward pass."""
+    entry = catalogue.CATALOGUE[name]
+    kept, size = {}, entry.geometry.size
+    with torch.device("meta"):
+        build, pooling = catalogue.builder(entry), next(iter(entry.poolings))
+        body = build(name=name, size=size, pooling=pooling, mini=False)[0].eval()
+        peaks = []
+        for count in (1, 3):
+            with Alive() as alive, torch.no_grad():
+                body(torch.empty(count, 3, size, size))
+            peaks.append(alive.peak)
+        if is_transformer(body):
+            add_lora(body, Recipe())
+        for module in body.train().modules():
+            module.train(not isinstance(module, torch.nn.BatchNorm2d))
+        own = {tensor.untyped_storage()._cdata for tensor in body.parameters()}
+
+        def keep(tensor):
+            store = tensor.untyped_storage()
+            kept[store._cdata] = store  # held, so that no other takes its place
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            body(torch.empty(2, 3, size, size))
+    found = sum(store.nbytes() for which, store in kept.items() if which not in own) / 2e6
+    assert (found, (peaks[1] - peaks[0]) / 2e6) == (
+        pytest.approx(entry.held[0], rel=0.1),
+        pytest.approx(entry.held[1], abs=1, rel=0.1),
+    )

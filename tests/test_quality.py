@@ -95,7 +95,7 @@ JOBS = {  # what is asked of a job of the two studies, MB: passes, wildcards, on
     "quality": [
         (0, {}, 11_561, 11_561),
         (10, {"encoder": "usfm"}, 6_023, 6_343),
-        (10, {"encoder": "fetalclip"}, 7_925, 8_501),
+        (10, {"encoder": "fetalclip"}, 7_925, 8_565),
         (10, {"encoder": "vgg16"}, 11_938, 13_858),
         ("training", {"encoder": "fetalclip", "mode": "lora_mlp"}, 13_053, 33_021),
         ("training", {"encoder": "vgg16", "mode": "full"}, 12_864, 35_264),
@@ -173,7 +173,8 @@ try:
     model = finetuning.Classifier(encoder, 2, recipe, "full", EncoderSpec("small", "small", batch_size=32))
     finetuning.finetune(model, part, recipe, 1e-3, folder, "key", 0, "small")
     stage = "answers"
-    assert finetuning.predict(model, part.pictures, np.arange(count)).shape == (count, 2)
+    rows = np.arange(0, count, 10)
+    assert finetuning.predict(model, part.pictures, rows).shape == (len(rows), 2)
     stage = "embedding"
     names = pd.Series(np.arange(count).astype(str))
     found = embeddings._embedded(encoder, "stand-in", lambda: pictures, names, names, 64, False, 0.0)
