@@ -36,6 +36,7 @@ test-slurm: install  ## the grid through a real Slurm that is started here; need
 notebooks: install  ## execute the demos anew and rewrite the committed notebooks, their reference and figures/
 	rm -rf $(FRESH) && FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo-brain --jobs 2
+	FPBENCH_RESULTS=$(FRESH) $(BIN)/fpbench run demo-quality --jobs 2
 	FPBENCH_RESULTS=$(FRESH) $(BIN)/python tools/notebooks.py
 	$(MAKE) figures
 

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.filterwarnings("default"))
-            if item.path.stem[:2] in ("10", "11", "13"):  # one pretrains, one reads a study that does, one learns masks
+            if item.path.stem[:2] in ("10", "11", "12", "13"):  # of demo-brain and demo-quality, which take minutes
                 item.add_marker(pytest.mark.slow)
         if "sample_run" in getattr(item, "fixturenames", ()):  # the whole study of the real sample
             item.add_marker(pytest.mark.slow)

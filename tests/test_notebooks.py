@@ -47,7 +47,7 @@ def test_the_form_of_a_notebook(path):
 def test_a_committed_notebook_is_an_executed_demo_run(path):
     code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert 'study = "demo' in code[0].source  # 10 and 11 have a study of their own, demo-brain
+    assert 'study = "demo' in code[0].source  # 10 to 13 have studies of their own, demo-brain and demo-quality
     for cell in code:
         assert "papermill" not in cell.metadata
         for output in cell.outputs:

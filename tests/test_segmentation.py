@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -423,19 +422,3 @@ def test_the_full_fetalclip_makes_three_steps_on_a_cpu(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 6 * 2**20  # KiB
-
-
-@pytest.mark.slow
-def test_a_miniature_outlines_the_abdomen_of_the_phantom(session_folder, tmp_path):
-    """60 stacks of blind sweeps, through the archive's reader."""
-    file, root = tmp_path / "sweeps.yaml", session_folder / "data" / "phantom-acouslic"
-    text = STUDY.format(root=root, epochs=15, more=", sampling: balanced").replace("ellipses", "phantom-acouslic")
-    file.write_text(re.sub(r"task: \{.*\}", "task: quality", text))
-    study = load_study(file).begin()
-    home, external = loading.load_cohorts(study)
-    splits = make_splits(home, study.the_task, study.split, study.folds, study.seed)
-    bench = open_bench(study, "vit", home, external, splits, embed=False)
-    files = tuning.run_finetuning(bench, "segmentation", folds=[0])
-    frames = pd.read_parquet(runs.measure(bench, files)[0])
-    assert frames["dice"].mean() > 0.8
-    assert frames["area_error"].mean() < 0.02

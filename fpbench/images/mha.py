@@ -60,10 +60,11 @@ def write(path: Path, frames: np.ndarray, spacing: float = 1.0) -> None:
     spacing
         Distance of pixels, and of frames, mm.
     """
-    content = zlib.compress(frames.astype(np.uint8).tobytes())
-    said = {
+    content = zlib.compress(frames.astype(np.uint8).tobytes(), 2)
+    said = {  # the lines that ITK writes
         "ObjectType": "Image", "NDims": 3, "BinaryData": True, "BinaryDataByteOrderMSB": False, "CompressedData": True,
-        "CompressedDataSize": len(content), "ElementSpacing": " ".join([f"{spacing:g}"] * 3), "DimSize": " ".join(map(str, frames.shape[::-1])),
+        "CompressedDataSize": len(content), "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "0 0 0", "CenterOfRotation": "0 0 0",
+        "AnatomicalOrientation": "RAI", "ElementSpacing": " ".join([f"{spacing:g}"] * 3), "DimSize": " ".join(map(str, frames.shape[::-1])),
         "ElementType": "MET_UCHAR", "ElementDataFile": "LOCAL",
     }  # fmt: skip
     path.write_bytes("".join(f"{key} = {value}\n" for key, value in said.items()).encode() + content)

@@ -9,7 +9,6 @@ All of it is decided by the seed, without drawing (``stacks``, ``counts``); `pas
 
 import csv
 import uuid
-import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ from fpbench.cohorts.phantoms.facts import rng
 from fpbench.errors import InputError
 from fpbench.files.machine import workers
 from fpbench.files.progress import Progress
+from fpbench.images import mha
 
 TABLE = "circumferences/fetal_abdominal_circumferences_per_sweep.csv"
 IMAGES, MASKS = "images/stacked_fetal_ultrasound", "masks/stacked_fetal_abdomen"
@@ -157,27 +157,4 @@ def _write(folder: Path, stack: Stack) -> None:
 
     drawn = [draw_sweep(stack.key, sweep) for sweep in stack.sweeps]
     for name, parts in zip((IMAGES, MASKS), zip(*drawn, strict=True), strict=True):
-        (folder / name / f"{stack.name}.mha").write_bytes(_mha(np.concatenate(parts)))
-
-
-def _mha(pixels: np.ndarray) -> bytes:
-    """Return a compressed MetaImage of (frames, H, W), uint8, with the header that ITK writes."""
-    content = zlib.compress(pixels.tobytes(), 2)
-    frames, height, width = pixels.shape
-    header = {
-        "ObjectType": "Image",
-        "NDims": 3,
-        "BinaryData": True,
-        "BinaryDataByteOrderMSB": False,
-        "CompressedData": True,
-        "CompressedDataSize": len(content),
-        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
-        "Offset": "0 0 0",
-        "CenterOfRotation": "0 0 0",
-        "AnatomicalOrientation": "RAI",
-        "ElementSpacing": f"{SPACING} {SPACING} {SPACING}",
-        "DimSize": f"{width} {height} {frames}",
-        "ElementType": "MET_UCHAR",
-        "ElementDataFile": "LOCAL",
-    }
-    return "".join(f"{key} = {value}\n" for key, value in header.items()).encode() + content
+        mha.write(folder / name / f"{stack.name}.mha", np.concatenate(parts), SPACING)
