@@ -1,4 +1,9 @@
-"""Image quality on blind sweeps beside its paper: precision against recall, claims, public numbers, sentences, figures."""
+"""Image quality on blind sweeps beside its paper: precision against recall, claims, public numbers, sentences, figures; the study on phantoms."""
+
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -143,3 +148,46 @@ def test_figures_show_a_sweep_with_its_truth_the_mistakes_and_the_curves(rows, b
         "segmentation, mask area",
     ]
     plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The study of the third system on a phantom of 60 stacks, run once as a user would: the folder of its results."""
+    folder = tmp_path_factory.mktemp("demo-quality")
+    environment = {**os.environ, "FPBENCH_RESULTS": str(folder / "results"), "FPBENCH_DATA": str(folder / "data")}
+    command = [sys.executable, "-m", "fpbench.cli", "run", "demo-quality", "--jobs", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "results" / "demo-quality"
+
+
+@pytest.mark.slow
+def test_lora_beats_the_probe_of_the_same_network_on_phantom_sweeps(demo):
+    pairs = pd.read_csv(demo / "tables" / "sweep_pairs.csv").query("metric == 'AUPRC' and encoder == other")
+    gains = [
+        (row.encoder, (1 if row.protocol == "lora" else -1) * row.value, row.p_holm)
+        for row in pairs.itertuples()
+        if {row.protocol, row.other_protocol} == {"lora", "logistic"}
+    ]
+    assert {name for name, *_ in gains} == {"fetalclip-mini", "dinov3-mini"}
+    assert all(gain > 0 for _, gain, _ in gains), gains
+    assert min(p for *_, p in gains) <= 0.05
+
+
+@pytest.mark.slow
+def test_the_segmenter_finds_the_abdomen_of_phantom_sweeps(demo):
+    (row,) = pd.read_csv(demo / "tables" / "13_masks_fetalclip-mini.csv").to_dict("records")
+    assert float(row["Dice"].split()[0]) > 0.8
+
+
+@pytest.mark.slow
+def test_models_that_do_not_see_the_frame_stand_beside_those_that_do(demo):
+    blind = pd.read_csv(demo / "tables" / "without_frame.csv")
+    assert set(blind["condition"]) == {"frames", "position", "brightness", "other frames of the sweep"}
+    assert blind.groupby("condition")["encoder"].nunique()["other frames of the sweep"] == 4
+    lines = json.loads((demo / "findings" / "12_image_quality.json").read_text())["lines"]
+    assert sum(line.startswith("Without the frame: ") for line in lines) == 1
+    page = (demo / "report.html").read_text()
+    assert "Which frames of a blind sweep are usable?" in page
+    assert quality.coverage() in page  # beside the interval
+    assert "was not made in this run" not in page.partition('id="quality"')[2].partition("</section>")[0]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fpbench import cohorts, images, loading
-from fpbench.cohorts import Cohort, group_patients
+from fpbench.cohorts import Cohort, group_patients, shown
 from fpbench.cohorts.pictures import SUFFIX
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError, MissingError
@@ -235,8 +235,8 @@ def _together(
     task, tables = study.the_task, []
     for number_of, cohort in enumerate(known):
         frame = cohort.frame
-        part = frame[["image_id", "patient", "pixels"]].assign(
-            cohort=cohort.name, array=number_of, row=np.arange(len(frame))
+        part = frame[["image_id", "patient"]].assign(
+            pixels=shown(frame), cohort=cohort.name, array=number_of, row=np.arange(len(frame))
         )
         part["official_split"] = frame["official_split"].fillna("")
         part["code"] = task.codes(frame[task.label]) if task.label in frame else -1
