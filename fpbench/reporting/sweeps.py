@@ -36,7 +36,7 @@ def strip(rows: pd.DataFrame, pictures: Sequence[np.ndarray], title: str) -> Fig
     """
     quality = rows.drop_duplicates("position").sort_values("position")["quality"].tolist()
     places, colour = stops(len(quality)), colours(rows["encoder"])
-    grid = {"height_ratios": [1.25, 0.16, 1.9], "hspace": 0.06}
+    grid = {"height_ratios": [1.0, 0.16, 1.9], "hspace": 0.06}
     figure, (top, band, ax) = plt.subplots(3, 1, figsize=(9.2, 4), sharex=True, gridspec_kw=grid)
     _pictures(top, pictures, len(quality), [SHADES[quality[place]] for place in places])
     for place, name in enumerate(quality):
@@ -48,6 +48,7 @@ def strip(rows: pd.DataFrame, pictures: Sequence[np.ndarray], title: str) -> Fig
         ax.plot(mean.index, mean, label=f"{encoder}, {titles()[protocol]}", **style)
         ax.plot(mean.idxmax(), mean.max(), "o", ms=5, color=colour[encoder])
     ax.set(xlabel="frame of the sweep", ylabel="score", xlim=(-0.5, len(quality) - 0.5), ylim=(-0.03, 1.06))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = ax.get_legend_handles_labels()
     kinds = [Patch(color=shade, label=name) for name, shade in SHADES.items()]
     ax.legend([*handles, *kinds], [*labels, *SHADES], loc="center left", bbox_to_anchor=(1, 0.6), fontsize="x-small")
@@ -62,7 +63,7 @@ def _pictures(ax: Axes, pictures: Sequence[np.ndarray], frames: int, edges: Sequ
     for number, (picture, edge, place) in enumerate(zip(pictures, edges, stops(frames), strict=True)):
         inner = ax.inset_axes((number * width + 0.002, 0.14, width - 0.004, 0.86))
         inner.imshow(picture, cmap="gray")
-        inner.set(xticks=[], yticks=[])
+        inner.set(xticks=[], yticks=[], anchor="S")
         for spine in inner.spines.values():
             spine.set(color=edge, linewidth=2, visible=True)
         line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}

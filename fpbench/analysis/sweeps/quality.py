@@ -160,7 +160,7 @@ def sentences(
     lines = [
         f"Frames: {best[0]}, {titles()[best[1]]}, ranks them best: AUPRC {told('AUPRC')}, where an order at random has "
         f"{mine.loc[sweeps.PREVALENCE, 'value']:.3f}. It is better than {len(beaten)} of {len(ranked) - 1} others at Holm-adjusted p <= {claims.ALPHA}.",
-        f"Sweeps: its best-scored frame is usable in a share of {told(sweeps.BEST_USABLE)} of those that hold a usable one.",
+        f"Sweeps: its best-scored frame is usable in {told(sweeps.BEST_USABLE)} of those that hold a usable one.",
         f"Cases: its best-scored frame earns {told(sweeps.SELECTION)} of the challenge's selection score, among annotated sweeps; "
         f"cases without a usable frame, which are left out: {int(counted['cases left out'].iloc[0])}.",
     ]

@@ -69,9 +69,7 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        first = min(
-            FILTERS, max(8, channels[-1] // 48 * 8)
-        )  # the narrowest encoder that is no miniature has 192 channels; of eights, which are quick
+        first = min(FILTERS, channels[-1] // 6)  # the narrowest encoder that is no miniature has 192 channels
         widths = [first << level for level in range(LEVELS)]
         self.deepest = unit(channels[-1], widths[-1])
         skips = [
