@@ -337,7 +337,7 @@ def test_black_frames_link_no_subjects_and_equal_pictures_do(archive):
     cohort = load_cohort("acouslic", archive)
     groups = cohort.frame.groupby("case_row")["group"].unique().map(list).tolist()
     assert groups == [["acouslic/000"], ["acouslic/000"], ["acouslic/000"], ["acouslic/2"]]
-    dark = cohort.frame["note"] == cohorts.BLANK
+    dark = cohort.frame["note"] == images.BLANK
     assert cohort.frame.loc[dark, "position"].tolist() == [0, 0, 0]
     assert cohort.frame["pixels"].nunique() == 32 - 2 - 1
 
@@ -480,7 +480,7 @@ def test_the_audit_knows_sweeps(tmp_path, monkeypatch):
     (unused,) = tables["mask without an AC (sweeps; nothing of it is used)"].itertuples()
     assert (unused.case, unused.sweep, unused.optimal) == (cases[1].uuid, 6, 1)
     assert CliRunner().invoke(app, ["audit", "acouslic", "--root", str(root)]).output.count("sweeps") >= 5
-    assert f"3 pictures: {cohorts.BLANK}" in str(found)
+    assert f"3 pictures: {images.BLANK}" in str(found)
 
 
 def test_near_duplicates_are_those_of_two_cases(tmp_path, monkeypatch):

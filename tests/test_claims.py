@@ -155,3 +155,14 @@ def test_every_published_number_says_whether_it_may_be_compared():
     assert cells["comparable"].str.startswith("yes").all()
     assert not numbers.drop(cells.index)["comparable"].str.startswith("yes").any()
     assert (numbers[["method", "data", "metric", "source"]] != "").all().all()
+
+
+def test_differences_against_one_count_whichever_side_it_stood_on():
+    pairs = pd.DataFrame(
+        [("a", "b", 0.1, 0.0, 0.3, 0.2), ("b", "c", 0.2, -0.1, 0.4, 0.3), ("a", "c", 0.3, 0.2, 0.5, 0.01)],
+        columns=["encoder", "other", "value", "low", "high", "p_holm"],
+    )
+    found = claims.against(pairs, "b").set_index("encoder")
+    assert found.loc["a"].tolist() == ["b", 0.1, 0.0, 0.3, 0.2]
+    assert found.loc["c"].tolist() == ["b", -0.2, -0.4, 0.1, 0.3]
+    assert len(found) == 2

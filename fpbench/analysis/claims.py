@@ -140,6 +140,15 @@ def contrasts(pairs: pd.DataFrame) -> list[str]:
     return lines
 
 
+def against(pairs: pd.DataFrame, other: str) -> pd.DataFrame:
+    """Return the differences (``statistics.differences``) of everything minus one of them, whichever side it stood on."""
+    turned = pairs[pairs["encoder"] == other]
+    turned = turned.assign(
+        encoder=turned["other"], other=other, value=-turned["value"], low=-turned["high"], high=-turned["low"]
+    )
+    return pd.concat([pairs[pairs["other"] == other], turned], ignore_index=True)
+
+
 def exchanged(predicted: pd.DataFrame, protocols: Iterable[str]) -> pd.DataFrame:
     """Return predictions with encoder and protocol exchanged, so that ``statistics`` compares the protocols of one encoder."""
     rows = predicted[predicted["protocol"].isin(list(protocols))]

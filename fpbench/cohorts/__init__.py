@@ -25,7 +25,6 @@ from fpbench.files import artifacts, paths
 
 COLUMNS = (*COLUMNS[:3], "group", *COLUMNS[3:])  # of a cohort's frame: a label file knows no groups
 KNOWN = (spain.SOURCE, africa.SOURCE, acouslic.SOURCE, *phantoms.SOURCES, *phantoms.MORE)
-BLANK = "one grey value, of several patients"  # a note of pictures that link nobody
 SOURCES: dict[str, Source] = {source.name: source for source in KNOWN}
 
 
@@ -184,7 +183,7 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
         first = ": ".join(bad.iloc[0])
         raise InputError(f"{len(bad)} unreadable pictures in {folder}, the first is {first}")
-    frame = linked(frame, source.bits)
+    frame = linked(frame)
     return Cohort(source, frame, absent=int((~there).sum()))
 
 
@@ -310,28 +309,18 @@ def read_images(source: Source, folder: Path, missing: str) -> tuple[pd.DataFram
     return rows.reset_index(drop=True), there
 
 
-def linked(frame: pd.DataFrame, bits: int = 0) -> pd.DataFrame:
-    """Return a frame with its groups, as ``group_patients`` has them; ``bits`` as of ``images.scan``.
-
-    A picture of one grey value, such as the black frames of a sweep before the probe touches, shows nobody: it links no patients. One
-    that several of them have is noted as BLANK.
-    """
-    patients = frame.groupby("pixels")["patient"].nunique()
-    shared = frame[frame["pixels"].isin(patients.index[patients > 1])].drop_duplicates("pixels")
-    blank = [row.pixels for row in shared.itertuples() if np.ptp(images.decode(row.path, bits)) == 0]
-    noted = frame["note"].where(
-        ~frame["pixels"].isin(blank), BLANK + ("; " + frame["note"]).where(frame["note"] != "", "")
-    )
-    frame = frame.assign(note=noted)
+def linked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with its groups, as ``group_patients`` has them; pictures that are ``images.BLANK`` link nobody."""
+    frame = frame.copy()
     frame.insert(3, "group", group_patients(frame["patient"], shown(frame)))
     return frame
 
 
 def shown(frame: pd.DataFrame) -> pd.Series:
-    """Return what may link the patients of a frame: the hash of the picture; of a BLANK one its name."""
+    """Return what may link the patients of a frame: the hash of the picture; of one grey value, as before the probe touches, its name."""
     if "note" not in frame:  # nobody has looked at the pictures
         return frame["pixels"]
-    return frame["pixels"].where(~frame["note"].str.startswith(BLANK), frame["image_id"])
+    return frame["pixels"].where(~frame["note"].str.endswith(images.BLANK), frame["image_id"])
 
 
 def group_patients(patients: pd.Series, pixels: pd.Series) -> np.ndarray:

@@ -105,7 +105,7 @@ def audit(name: str | Path, root: str | Path | None = None, missing: str = "drop
     if bad.all():
         why = frame["error"].iat[0]
         raise InputError(f"none of the {len(frame)} pictures of {name} can be read, the first: {why}")
-    good = linked(frame[~bad].reset_index(drop=True), source.bits)
+    good = linked(frame[~bad].reset_index(drop=True))
     near, near_total = near_pairs(good, source.bits)
     return Audit(
         Cohort(source, good, absent=int((~there).sum())),

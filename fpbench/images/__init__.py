@@ -31,13 +31,14 @@ from fpbench.images.geometry import BORDERS, INTERPOLATIONS, KINDS, OPENCV, PILL
 from fpbench.images.raster import FORMATS, MAX_PIXELS, ImageError, to_array
 
 __all__ = [
-    "BORDERS", "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "THUMBNAIL", "TORCH", "VERSION",
+    "BLANK", "BORDERS", "FORMATS", "INTERPOLATIONS", "KINDS", "MAX_PIXELS", "OPENCV", "PILLOW", "SCAN", "THUMBNAIL", "TORCH", "VERSION",
     "Geometry", "ImageError", "cached_images", "damaged", "decode", "file_of", "notes", "scan", "sha256s", "to_array",
     "verify",
 ]  # fmt: skip
 
 VERSION = 2  # of decoding and geometry; raise it when their pixels change
-LOOKS = 4  # of the columns and refusals of ``scan``; raise it when they change, so that it looks again
+LOOKS = 5  # of the columns and refusals of ``scan``; raise it when they change, so that it looks again
+BLANK = "one grey value"  # a note of a picture that shows nobody, the last of its notes
 SCAN = ("sha256", "pixels", "width", "height", "coloured", "error", "note")
 
 
@@ -160,8 +161,8 @@ def sha256s(files: Sequence[Path]) -> list[str]:
 
 def _seen(picture: np.ndarray, said: list[str], small: Geometry | None) -> tuple:
     content = hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()
-    square = small(picture) if small else None
-    return content, picture.shape[1], picture.shape[0], picture.ndim == 3, "", "; ".join(said), square
+    square, noted = small(picture) if small else None, [*said, *[BLANK] * bool(picture.min() == picture.max())]
+    return content, picture.shape[1], picture.shape[0], picture.ndim == 3, "", "; ".join(noted), square
 
 
 def notes(looked: pd.DataFrame) -> list[str]:
