@@ -44,7 +44,7 @@ def build(study: Study, out: Path | None = None) -> Path:
     there = {None: True, "pretraining": study.pretraining, "sweeps": loading.has_sweeps(study)}
     layout["sections"] = [one for one in layout["sections"] if there[one.get("needs")]]
     for section in layout["sections"]:
-        section["tables"] = [_table(study, name) for name in section.get("tables", [])]
+        section["tables"] = [_table(study, one) for name in section.get("tables", []) for one in _tables(study, name)]
         section["figures"] = _figures(study, section.get("figures", []))
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("page.html").render(
@@ -68,6 +68,11 @@ def build(study: Study, out: Path | None = None) -> Path:
     with artifacts.atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
+
+
+def _tables(study: Study, name: str) -> list[str]:
+    """Return the tables that a name with a * stands for, sorted; any other name as it is."""
+    return sorted(path.stem for path in (study.folder / "tables").glob(f"{name}.csv")) if "*" in name else [name]
 
 
 def _table(study: Study, name: str, whole: bool = False) -> dict:
