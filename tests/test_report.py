@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -111,6 +112,23 @@ def test_the_methods_are_the_studys_own(study):
     assert "45 strengths C from 1e-06 to 1e+01" in text
     assert "drawn with replacement 10,000 times" in text
     assert "All patients are cut" in Page(build(load_study("sample"), study.folder / "x.html").read_text()).text
+
+
+def test_methods_and_sections_follow_the_task_and_what_was_made(study):
+    assert "rate and epoch are chosen by macro F1" in Page(build(study).read_text()).text
+    plan = load_study("demo-quality")
+    (plan.folder / "tables").mkdir(parents=True)
+    text = Page(build(plan).read_text()).text
+    assert "rate and epoch are chosen by AUPRC" in text
+    for told in ("LoRA, MLP alone: fetalclip-mini", "segmentation, mask area: fetalclip-mini", "(segmentation: 0.01)"):
+        assert told in text
+    assert "Every epoch shows the classes equally often." in text
+    assert "Which frames of a blind sweep are usable?" not in text
+    tables.save(pd.DataFrame({"cases": [3]}), plan, "sweep_counts", "What is scored")
+    assert "Which frames of a blind sweep are usable?" in Page(build(plan).read_text()).text
+    text = Page(build(replace(plan, split="published", folds=1)).read_text()).text
+    assert "a patient with several cases may lie on both sides" in text
+    assert "All patients are cut" not in text
 
 
 @pytest.fixture(autouse=True)

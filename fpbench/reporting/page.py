@@ -16,7 +16,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fpbench import loading, results
+from fpbench import results
 from fpbench.analysis import statistics
 from fpbench.errors import MissingError
 from fpbench.files import artifacts, provenance
@@ -41,8 +41,12 @@ def build(study: Study, out: Path | None = None) -> Path:
         raise MissingError(f"expected tables in {study.folder}, found none: run `fpbench run {study.name}` first")
     layout = yaml.safe_load((HERE / "page.yaml").read_text(encoding="utf-8"))
     told = [artifacts.read_json(path) for path in sorted((study.folder / "findings").glob("*.json"))]
-    there = {None: True, "pretraining": study.pretraining, "sweeps": loading.has_sweeps(study)}
-    layout["sections"] = [one for one in layout["sections"] if there[one.get("needs")]]
+    made = {path.stem for path in (study.folder / "tables").glob("*.csv")}  # no cohort need be there
+    layout["sections"] = [
+        one
+        for one in layout["sections"]
+        if not (need := one.get("needs")) or need in made or getattr(study, need, None)
+    ]
     for section in layout["sections"]:
         section["tables"] = [_table(study, one) for name in section.get("tables", []) for one in _tables(study, name)]
         section["figures"] = _figures(study, section.get("figures", []))

@@ -129,7 +129,7 @@ def coverage(metric: str = "AUPRC", method: str = "percentile") -> str:
         return ""
     return (
         f"Mind: of simulated sweeps with a known truth, {row['coverage']:.1%} of such 95 % intervals of {metric} ({method}) held it "
-        f"({row['repetitions']:,} repetitions, 281 subjects): they are too narrow."
+        f"({row['repetitions']:,} repetitions, 281 subjects): they are too {'narrow' if row['coverage'] < WELL[0] else 'wide'}."
     )
 
 
