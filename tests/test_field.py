@@ -32,6 +32,15 @@ def test_a_recipe_of_the_field(tmp_path, name):
         pytest.skip(str(reason))
 
 
+def test_of_tracebacks_only_that_of_a_kernel_that_ends_is_let_pass():
+    closing = 'Traceback (most recent call last):\n  File "a"\n\n  File "b"\nzmq.error.ZMQError: Socket operation on non-socket\n'
+    other = 'Traceback (most recent call last):\n  File "a"\nKeyError: 3\n'
+    assert field.clean(f"first\n{closing}last\n")
+    for told in (other, other + closing, closing + other, closing.replace("non-socket", "a socket")):
+        with pytest.raises(AssertionError):
+            field.clean(told)
+
+
 # ---- locks ------------------------------------------------------------------------------------------------------------
 
 
