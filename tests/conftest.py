@@ -32,8 +32,9 @@ AFRICAN = ("Fetal abdomen", "Fetal brain", "Fetal femur", "Fetal thorax")
 
 
 FIRST = (
-    "test_wheel", "test_notebooks", "test_encoders_golden", "test_grid", "test_pipeline", "test_profiles", "test_hostile", "test_faults",
-    "test_forkserver", "test_demo", "test_finetuning", "test_shortcuts", "test_report", "test_benchmarks", "test_phantom",
+    "test_field", "test_notebooks", "test_image_quality", "test_pretraining", "test_quality", "test_wheel", "test_rehearsal",
+    "test_encoders_golden", "test_grid", "test_pipeline", "test_profiles", "test_hostile", "test_faults", "test_forkserver", "test_demo",
+    "test_finetuning", "test_shortcuts", "test_report", "test_benchmarks", "test_phantom",
 )  # fmt: skip
 
 
