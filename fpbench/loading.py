@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from fpbench.images import Geometry
 
 
-def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
+def load_cohorts(study: Study, look: bool = True) -> tuple[Cohort, tuple[Cohort, ...]]:
     """Return the cohort that trains, and the external ones that test: all others; each knows the ``geometries`` of the study.
+
+    ``look``: as ``cohorts.load_cohort`` takes it.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def load_cohorts(study: Study) -> tuple[Cohort, tuple[Cohort, ...]]:
     """
     task = study.the_task
     sources(study)
-    loaded = [cohorts.load_cohort(*where(study, spec), spec.missing) for spec in study.cohorts]
+    loaded = [cohorts.load_cohort(*where(study, spec), spec.missing, look) for spec in study.cohorts]
     check(study, loaded)
     loaded = [replace(cohort, geometries=geometries(study)) for cohort in grouped(study, loaded)]
     home = next(cohort for cohort in loaded if cohort.source.population == task.train)

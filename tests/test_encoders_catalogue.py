@@ -8,6 +8,7 @@ import subprocess
 import tracemalloc
 import weakref
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -450,6 +451,21 @@ def test_a_transformers_file_that_loads_half_is_refused(hf_folder):
     save_file(tensors, hf_folder / "half.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="missing from the file"):
         load_encoder(f"hf:{hf_folder}", hf_folder / "half.safetensors")
+
+
+def test_repeated_numbers_fill_a_network_that_is_timed():
+    plain, timed = torch.nn.Linear(300, 700), None
+    for context in (nullcontext(), checkpoint.repeated()):
+        torch.manual_seed(0)
+        with context:
+            plain, timed = timed, torch.nn.Linear(300, 700)
+            torch.nn.init.trunc_normal_(timed.weight, std=0.02)
+    count, (one, other) = checkpoint.DRAWN, (layer.weight.detach().flatten() for layer in (plain, timed))
+    assert torch.equal(other[:count], other[count : 2 * count])
+    assert float(other.std()) == pytest.approx(float(one.std()), rel=0.02)
+    assert float(other.abs().max()) < 0.2
+    assert len(timed.weight.detach().unique(dim=0)) == 700
+    assert timed.weight.requires_grad
 
 
 class Alive(TorchDispatchMode):

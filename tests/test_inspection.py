@@ -63,6 +63,8 @@ def test_cost_is_measured_on_real_calls(monkeypatch):
     monkeypatch.setattr(type(encoder), "embed", lambda self, batch, bf16=False: seen.append(batch.shape))
     found = inspection.cost(encoder, 5, seconds=0)
     assert seen == [(1, 64, 64)] + 3 * [(5, 64, 64)]
+    inspection.cost(encoder, 5, seconds=0, least=1)
+    assert seen[4:] == [(1, 64, 64), (5, 64, 64)]
     assert found["images/s"] > 0
 
 

@@ -16,6 +16,8 @@ from fpbench.files.progress import Progress
 from fpbench.grid import costs
 from fpbench.training import tuning
 from fpbench.training.finetuning import Classifier, Part, Pictures, Trainer, interruptible, predict
+from fpbench.training.segmentation.decoder import Decoder
+from fpbench.training.segmentation.trainer import Loss
 
 FRAMES = 77_420  # of the annotated sweeps
 SIZES = {  # what is trained of every model of the study: numbers, those of the head of two classes apart
@@ -99,6 +101,7 @@ JOBS = {  # what is asked of a job of the two studies, MB: passes, wildcards, on
         (10, {"encoder": "vgg16"}, 11_938, 13_858),
         ("training", {"encoder": "fetalclip", "mode": "lora_mlp"}, 13_130, 33_098),
         ("training", {"encoder": "vgg16", "mode": "full"}, 12_864, 35_264),
+        ("training", {"encoder": "fetalclip", "mode": "segmentation"}, 13_130, 20_194),
     ],
 }
 
@@ -125,6 +128,23 @@ def test_memory_follows_the_batch_and_not_the_pictures(quality, monkeypatch):
     assert asked(twice, "training", **lora) - many == pytest.approx(32 * 624, abs=2)
     on_gpu = replace(study, device="cuda"), replace(twice, device="cuda")
     assert asked(on_gpu[0], "training", **lora) == asked(on_gpu[1], "training", **lora) == many - 32 * 624
+
+
+def test_what_a_decoder_keeps_of_a_picture_is_as_declared():
+    """FetalCLIP's widths at 224 pixels: storages that its backward pass needs, the parameters apart."""
+    decoder = Decoder([1024] * 4).to(memory_format=torch.channels_last)
+    known, kept = {tensor.untyped_storage().data_ptr() for tensor in decoder.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = decoder([torch.randn(1, 1024, 14, 14) for _ in range(4)], torch.randn(1, 3, 224, 224))
+        Loss()(found, torch.zeros(1, 224, 224))
+    held = sum(storage.nbytes() for place, storage in kept.items() if place not in known)
+    assert held == pytest.approx(costs.DECODED * 224**2, rel=0.02)
 
 
 PAPER_SIZE = """

@@ -15,13 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from fpbench import cohorts, load_study, loading, make_splits, predictions, results
+from fpbench import cohorts, images, load_study, loading, make_splits, predictions, results
 from fpbench.analysis import statistics
 from fpbench.analysis.sweeps import masks
 from fpbench.cohorts.source import COLUMNS, Source
 from fpbench.encoders import load_encoder
 from fpbench.errors import InputError
 from fpbench.grid import jobs
+from fpbench.grid.costs import bill
 from fpbench.recipe import Augmentation, Recipe
 from fpbench.reporting import figures
 from fpbench.study import EncoderSpec
@@ -396,6 +397,25 @@ def test_other_taps_are_another_run_and_costs_are_told(opened):
     assert plan[job].parts["step segmentation"] == segmentation.VERSION
     with pytest.raises(InputError, match="taps: expected four blocks of 24, the first ones first"):
         Recipe(taps=[24, 6, 8, 12])
+
+
+def test_the_bill_builds_each_network_once_and_opens_no_picture(opened, monkeypatch):
+    study, built = opened().study, []
+    due = [job for job in jobs.jobs(study, {}).values() if job.encoder]
+    blank = tuning.blank
+    monkeypatch.setattr(tuning, "blank", lambda study, name: built.append(name) or blank(study, name))
+    monkeypatch.setattr(images, "scan", None)
+    monkeypatch.setattr(images, "cached_images", None)
+    told = bill(study, due)
+    assert built == ["vit"]
+    assert "timed here with one picture at a time:" in told
+    rows = {words[0]: words[1:] for line in told.splitlines() if (words := line.split()) and words[0] in ("vit", "together")}  # fmt: skip
+    assert rows["vit"] == rows["together"]
+    assert rows["vit"][0] == "2"
+    assert all(float(number) > 0 for number in rows["vit"])
+    counted, _ = loading.load_cohorts(study, look=False)
+    assert counted.frame["image_id"].nunique() == len(counted) == 120
+    assert (counted.frame["group"] == counted.frame["patient"]).all()
 
 
 FULL = """

@@ -152,7 +152,7 @@ class Cohort:
         return found + (f" ({self.absent:,} images of the label file are absent)" if self.absent else "")
 
 
-def load_cohort(name: str, root: str | Path | None = None, missing: str = "error") -> Cohort:
+def load_cohort(name: str, root: str | Path | None = None, missing: str = "error", look: bool = True) -> Cohort:
     """Read a cohort from the folder of its archive.
 
     Parameters
@@ -163,6 +163,9 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
         The folder with the label file, or one that holds such a folder. Default: ``<data>/<name>``; a YAML file says it itself.
     missing
         ``"error"``: every image must be there. ``"drop"``: those that are not are left out and counted in ``absent``.
+    look
+        Open every picture. Else, for who only counts, the columns of ``images.SCAN`` are not there, and every picture is taken for
+        another (``pixels`` is its ``image_id``), so that the group is the patient.
 
     Returns
     -------
@@ -179,6 +182,8 @@ def load_cohort(name: str, root: str | Path | None = None, missing: str = "error
     """
     source, folder, listed, there = list_images(name, root, missing)
     frame = listed[there].reset_index(drop=True)
+    if not look:
+        return Cohort(source, linked(frame.assign(pixels=frame["image_id"])), absent=int((~there).sum()))
     frame = pd.concat([frame, images.scan(frame["path"].tolist(), source.bits, images.THUMBNAIL)], axis=1)
     if len(bad := frame.loc[frame["error"] != "", ["image_id", "error"]]):
         first = ": ".join(bad.iloc[0])

@@ -46,6 +46,7 @@ HARMLESS = {"_codecs", "argparse", "codecs", "collections", "copyreg", "datetime
             "pathlib", "random", "types", "typing", "uuid", "builtins"}  # fmt: skip
 COMMANDS = {"eval", "exec", "compile", "open", "__import__", "input", "breakpoint"}  # of builtins
 NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text())  # of tensors in files
+DRAWN = 65_521  # numbers that ``repeated`` draws of a parameter; a prime, so that no two rows are equal
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,33 @@ def unfilled() -> AbstractContextManager:
     steps = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_")  # what `torch.nn.init` does to a tensor
     nothing: dict[str, Any] = dict.fromkeys(steps, lambda own, *_, **__: own)
     return patch.multiple(Parameter, **nothing)
+
+
+def repeated() -> AbstractContextManager:
+    """Return a context in which the random numbers of large parameters repeat: for a network that is built to be timed.
+
+    To draw a vision transformer's 300 million takes longer than its forward pass. The first DRAWN are drawn as ever and the others are
+    copies of them, so that all memory is written, with values as large and as different as those of any network.
+    """
+    from unittest.mock import patch
+
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    def shortened(name: str) -> Callable[..., Any]:
+        step = getattr(Tensor, name)
+
+        def work(own: Any, *given: Any, **named: Any) -> Any:
+            first, *others = own.detach().flatten().split(DRAWN)
+            step(first, *given, **named)
+            for part in others:
+                part.copy_(first[: len(part)])
+            return own
+
+        return work
+
+    steps: dict[str, Any] = {name: shortened(name) for name in ("uniform_", "normal_", "erfinv_")}
+    return patch.multiple(Parameter, **steps)
 
 
 def fill(

@@ -116,9 +116,12 @@ def _directions(encoder: Encoder, pictures: Sequence[np.ndarray], batch: int = 8
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def cost(encoder: Encoder, batch_size: int, bf16: bool = False, seconds: float = 1.0) -> dict[str, float]:
+def cost(
+    encoder: Encoder, batch_size: int, bf16: bool = False, seconds: float = 1.0, least: int = 3
+) -> dict[str, float]:
     """Measure ``embed`` on this device with batches of noise: median images per second, peak memory in MiB.
 
+    As many batches as fit into ``seconds``, and no fewer than ``least``.
     Memory is what batches add to the size of the process (CPU, Linux) or to what torch holds (GPU); NaN elsewhere.
     """
     size = encoder.geometry.size
@@ -127,7 +130,7 @@ def cost(encoder: Encoder, batch_size: int, bf16: bool = False, seconds: float =
     reset_peak(encoder)
     rates: list[float] = []
     before, stop = peak(encoder), time.perf_counter() + seconds
-    while len(rates) < 3 or time.perf_counter() < stop:
+    while len(rates) < least or time.perf_counter() < stop:
         start = time.perf_counter()
         encoder.embed(batch, bf16)
         rates.append(batch_size / (time.perf_counter() - start))

@@ -11,46 +11,69 @@ from fpbench.cohorts import count_images
 from fpbench.encoders import MINI
 from fpbench.encoders.catalogue import CATALOGUE
 from fpbench.errors import InputError
+from fpbench.files.progress import Progress
 from fpbench.grid.jobs import Job
-from fpbench.splits import make_splits
+from fpbench.images import Geometry
+from fpbench.protocols import PROTOCOLS, SEGMENTATION
+from fpbench.splits import Splits, make_splits
 from fpbench.study import Study
 
 
 def bill(study: Study, due: list[Job]) -> str:
     """Return what jobs of encoders would cost on this device, as a table: a row per encoder, and their sum.
 
-    The encoders are built with random weights and timed on a picture or a batch; nothing is embedded or trained.
+    The encoders are built with random weights, one after the other, and timed on a picture or a batch; nothing is embedded or
+    trained, and no picture is opened: folds are counted by patient, as if none were linked to another by a picture.
     """
     import pandas as pd
 
-    from fpbench.encoders import inspection
-    from fpbench.training import tuning
-
-    home, external = loading.load_cohorts(study.begin())
+    home, external = loading.load_cohorts(study.begin(), look=False)
     longer = _pretrainings(study, [job.pretraining for job in due if job.pretraining])
     if not (due := [job for job in due if job.encoder]):
         return longer
     cut = make_splits(home, study.the_task, study.split, study.folds, study.seed)
-    images, shapes, rows = sum(map(len, (home, *external))), set(), []
-    for name in dict.fromkeys(job.encoder for job in due):
-        spec, encoder = study.encoder_spec(name), tuning.blank(study, name)
-        modes, gpu = [job.mode for job in due if job.encoder == name], encoder.device.type == "cuda"
-        row = {"encoder": name, "jobs": len(modes), "hours": 0.0, "embeddings GB": 4e-9 * images * encoder.dim}
-        if "" in modes:
-            rate = inspection.cost(encoder, spec.batch_size if gpu else 1, spec.bf16, 0)["images/s"]
-            row["hours"] = images / rate / 3600
-        if tuned := [(name, mode) for mode in modes if mode]:
-            found = tuning.costs(study, home, cut, tuned, disk=True).sum(numeric_only=True)
-            row |= {**found.drop(["runs", "steps"]), "hours": found["hours"] + row["hours"]}
-        rows.append(row)
-        shapes.add(encoder.geometry)
+    images, gpu = sum(map(len, (home, *external))), loading.device(study).startswith("cuda")
+    shapes, rows = set(), []
+    with Progress(total=len(due), desc="timing networks", unit="job", leave=False) as bar:
+        for name in dict.fromkeys(job.encoder for job in due):
+            row, shape = _timed(study, cut, images, name, [job.mode for job in due if job.encoder == name], bar)
+            rows.append(row)
+            shapes.add(shape)
     table = pd.DataFrame(rows).fillna(0.0)
     table.loc[len(table)] = table.sum(numeric_only=True).to_dict() | {"encoder": "together"}
     table = table.rename(columns={"hours": "GPU-hours" if gpu else "hours on this CPU"})
     text = table.astype({"jobs": int}).to_string(index=False, float_format="{:,.3g}".format)
     cache = sum(images * shape.size**2 for shape in shapes) / 1e9
     told = f"{longer}\n\n" if longer else ""
-    return f"{told}Every epoch run, the choice of the learning rate included:\n{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+    how = f"timed here with {'a batch' if gpu else 'one picture'} at a time"
+    text = f"Every epoch run, the choice of the learning rate included; {how}:\n{text}"
+    return f"{told}{text}\nimage cache: {cache:,.3g} GB; the analysis is not counted"
+
+
+def _timed(
+    study: Study, cut: Splits, images: int, name: str, modes: list[str], bar: Progress
+) -> tuple[dict[str, Any], Geometry]:
+    """Return a row of the bill, and what the encoder makes of a picture. Its network is built once, and gone afterwards."""
+    from fpbench.encoders import inspection
+    from fpbench.training import tuning
+
+    spec, encoder = study.encoder_spec(name), tuning.blank(study, name)
+    row: dict[str, Any] = {
+        "encoder": name,
+        "jobs": len(modes),
+        "hours": 0.0,
+        "embeddings GB": 4e-9 * images * encoder.dim,
+    }
+    for mode in modes:
+        if mode:
+            found = tuning.cost(study, cut, encoder, mode, disk=True)
+            del found["runs"], found["steps"]
+        else:
+            batch = spec.batch_size if encoder.device.type == "cuda" else 1
+            found = {"hours": images / inspection.cost(encoder, batch, spec.bf16, least=1)["images/s"] / 3600}
+        row |= {key: row.get(key, 0.0) + value for key, value in found.items()}
+        bar.update()
+    return row, encoder.geometry
 
 
 def _pretrainings(study: Study, names: list[str]) -> str:
@@ -82,6 +105,7 @@ LOADED = 8  # of any other number of a network: of the file, and of the network
 FEATURE = 16  # of a number of the embeddings: all of them once, and the training rows of a fold in single and in double precision
 ROW = 500  # of a row of predictions: read, and joined with others
 PICTURE = 2000  # of a row of a cohort's table
+DECODED = 4200  # of a pixel of a picture, what the decoder of a segmenter keeps for its backward pass, float32
 
 
 def resources(study: Study, passes: int | str) -> dict[str, Any]:
@@ -113,13 +137,15 @@ def resources(study: Study, passes: int | str) -> dict[str, Any]:
         return min(1440, 60 + int(operations / SPEED["gpu" if study.device != "cpu" else "cpu"] / 60))
 
     def megabytes(wildcards: Any) -> int:
-        name = wildcards.pretraining if passes == "pretraining" else ""
-        return _megabytes(study, passes, names(wildcards), images, name)
+        given = dict(wildcards)
+        return _megabytes(study, passes, names(wildcards), images, given.get("pretraining", ""), given.get("mode", ""))
 
     return {**(_gpu() if study.device != "cpu" else {"gpu": 0}), "mem_mb": megabytes, "runtime": minutes}
 
 
-def _megabytes(study: Study, passes: int | str, names: Sequence[str], images: int, pretraining: str = "") -> int:
+def _megabytes(
+    study: Study, passes: int | str, names: Sequence[str], images: int, pretraining: str = "", mode: str = ""
+) -> int:
     """Return what a kind of job may hold, in MB, with the networks that it loads; activations where they lie on the CPU."""
     networks = [(_facts(study, name), study.encoder_spec(name)) for name in names]
     parameters, on_cpu = sum(facts.parameters for facts, _ in networks), study.device == "cpu"
@@ -131,7 +157,10 @@ def _megabytes(study: Study, passes: int | str, names: Sequence[str], images: in
     elif passes == "training":
         facts, spec = networks[0]
         micro = min(spec.micro or spec.batch_size, study.recipe.batch)
-        held += COPIES * parameters + on_cpu * micro * facts.kept
+        active = micro * facts.kept
+        if PROTOCOLS[mode].job == SEGMENTATION:  # of a frozen encoder; the decoder sees the whole batch
+            active = micro * facts.alive + study.recipe.batch * DECODED * facts.side**2
+        held += COPIES * parameters + on_cpu * active
     elif passes:
         held += LOADED * parameters + FEATURE * images * max(facts.dim for facts, _ in networks)
         held += on_cpu * max(facts.alive * spec.batch_size for facts, spec in networks)

@@ -24,7 +24,7 @@ SAYING = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warnin
 
 def split(path: Path) -> tuple[Path, int | None]:
     """Return the file that ``path`` names and the frame in it, None where none is named."""
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # of ten thousands of frames it is felt
     if (found := NAMED.fullmatch(path.name)) and not os.path.isfile(path):
         return path.parent / found[1], int(found[2])
     return path, None

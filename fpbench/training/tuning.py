@@ -19,6 +19,7 @@ import torch
 from fpbench import loading, predictions, recipe, results
 from fpbench.cohorts import Cohort
 from fpbench.encoders import Encoder
+from fpbench.encoders.checkpoint import repeated
 from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.protocols import PROTOCOLS, SEGMENTATION
@@ -124,11 +125,11 @@ def _rates(bench: Bench, mode: str, fold: Fold, pictures: dict) -> tuple[list[fl
 
 def learner(bench: Bench, mode: str) -> Learner:
     """Return a fresh copy of the encoder with a new head, or decoder."""
-    fresh = replace(bench.model, module=copy.deepcopy(bench.model.module))
-    return _begun(fresh, bench.task, bench.study, mode, bench.spec, bench.seed)
+    return _begun(bench.model, bench.task, bench.study, mode, bench.spec, bench.seed)
 
 
 def _begun(encoder: Encoder, task: Task, study: Study, mode: str, spec: EncoderSpec, seed: int = 0) -> Learner:
+    encoder = replace(encoder, module=copy.deepcopy(encoder.module))
     if PROTOCOLS[mode].job == SEGMENTATION:
         return Segmenter(encoder, target(task)[0], study.recipe, spec, seed)
     return Classifier(encoder, len(task.classes), study.recipe, mode, spec, seed)
@@ -202,22 +203,30 @@ def costs(
 
     The networks are built with random weights and timed on one pass; nothing is trained and no weights file is needed.
     """
-    images, rows = len(splits.fold(0).train), []
-    for name, mode in tunings or study.tunings():
-        spec, encoder = study.encoder_spec(name), blank(study, name)
-        grid = len(study.recipe.grid(mode))
-        choosing = study.folds if splits.scheme == "crossval" else 1  # folds whose first seed tries the whole grid
-        runs = len(study.seeds_of(mode, name)) * study.folds + choosing * (grid - 1)
-        model = _begun(encoder, study.the_task, study, mode, spec)
-        row = {"encoder": name, "mode": mode, "runs": runs, **finetuning.estimate(model, study.recipe, images, runs)}
-        if disk:  # the best epoch of every run; a checkpoint holds two moments of every number besides
-            held = sum(tensor.nbytes for tensor in model.changing().values()) / 1e9
-            row |= {"weights GB": runs * held, "checkpoint GB": 3 * held}
-        rows.append(row)
+    wanted, rows = tunings or study.tunings(), []
+    for name in dict.fromkeys(name for name, _ in wanted):
+        encoder = blank(study, name)
+        modes = [mode for one, mode in wanted if one == name]
+        rows += [{"encoder": name, "mode": mode, **cost(study, splits, encoder, mode, disk)} for mode in modes]
     return pd.DataFrame(rows)
+
+
+def cost(study: Study, splits: Splits, encoder: Encoder, mode: str, disk: bool = False) -> dict[str, float]:
+    """Return what one fine-tuning of an encoder (of ``blank``) would take, a row of ``costs``."""
+    images, name = len(splits.fold(0).train), encoder.name
+    grid = len(study.recipe.grid(mode))
+    choosing = study.folds if splits.scheme == "crossval" else 1  # folds whose first seed tries the whole grid
+    runs = len(study.seeds_of(mode, name)) * study.folds + choosing * (grid - 1)
+    model = _begun(encoder, study.the_task, study, mode, study.encoder_spec(name))
+    row = {"runs": runs, **finetuning.estimate(model, study.recipe, images, runs)}
+    if disk:  # the best epoch of every run; a checkpoint holds two moments of every number besides
+        held = sum(tensor.nbytes for tensor in model.changing().values()) / 1e9
+        row |= {"weights GB": runs * held, "checkpoint GB": 3 * held}
+    return row
 
 
 def blank(study: Study, name: str) -> Encoder:
     """Return an encoder of the study with random weights: as large and as slow, and no file is needed."""
     spec = replace(study.encoder_spec(name), weights="random", ignore=[])
-    return loading.load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), name)
+    with repeated():
+        return loading.load_encoder(replace(study, encoders=[spec], tuned={}, pretraining={}), name)
