@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from fpbench import cli, images, load_cohort, load_study, loading, predictions, submissions
 from fpbench.cohorts import africa, spain
@@ -478,6 +479,20 @@ def test_a_cohort_whose_pictures_lie_in_a_folder_of_such_a_name(tmp_path):
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(about))
     with pytest.raises(MissingError, match="3 of 3 images of kampala are not in"):
         load_cohort(tmp_path / "ours.yaml")
+
+
+# ---- weights that a pretraining made ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, {"card": None}, {"card": {"licence": "x", "note": "y", "saw": "z"}}])
+def test_weights_of_a_pretraining_with_another_sidecar_than_their_card(tmp_path, more):
+    path = tmp_path / "a.safetensors"
+    save_file(fuzz_models._sound(), path)
+    artifacts.commit(path, {"key": "k", **more})
+    with pytest.raises(
+        InputError, match=r"expected the model card of a pretraining in p.json, found none: .*notebook 10"
+    ):
+        fuzz_models.read_card(path)
 
 
 # ---- everything else --------------------------------------------------------------------------------------------------
