@@ -73,15 +73,25 @@ def read_named(path: Path) -> None:
     from fpbench.training import export
 
     top = path.with_name("pictures")
-    for name in ("a.png", "b [1].png", "ü/c.png", ".hidden/d.png", "e.txt", "../no/no picture.png"):
+    for name in (
+        "a.png",
+        "b [1].png",
+        "ü/c.png",
+        ".hidden/d.png",
+        "e.txt",
+        "../no/no picture.png",
+        "../latin/\udcff.png",
+    ):
         (file := top / name).parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            file.write_bytes(b"no") if name[:2] in ("..", "e.") else Image.new("L", (9, 9), 7).save(file)
+            file.write_bytes(b"no") if name[:4] in ("../n", "e.tx") else Image.new("L", (9, 9), 7).save(file)
     word = (
         path.read_bytes().decode("utf-8", "replace").replace("..", ".").lstrip("/")
     )  # the rest of the disk is not ours
     with contextlib.chdir(top):
-        found = export.find(word.replace("TOP", str(top)).replace("NO", str(top.with_name("no"))))
+        for key, folder in {"TOP": top, "NO": top.with_name("no"), "LATIN": top.with_name("latin")}.items():
+            word = word.replace(key, str(folder))
+        found = export.find(word)
     vectors = np.arange(2.0 * len(found.paths), dtype=np.float32).reshape(-1, 2)
     own = export.Pictures(found.name, found.image_ids, found.paths, lambda *_: vectors, found.notes)
     for suffix in export.FORMATS:
@@ -101,7 +111,7 @@ def _encoder():
 def named_reader() -> Reader:
     """Folders, files, frames, patterns, and any text."""
     _encoder().fingerprint  # noqa: B018  # once, before the clock runs
-    piece = st.sampled_from(["TOP", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "NO", "no picture.png", "e.txt", "spain"])  # fmt: skip
+    piece = st.sampled_from(["TOP", "LATIN", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "NO", "no picture.png", "e.txt", "spain"])  # fmt: skip
     built = st.lists(piece, min_size=1, max_size=5).map("".join) | ODD | st.builds("TOP/{}".format, ODD)
     return Reader(".word", read_named, built.map(lambda one: one.encode("utf-8", "replace")))
 

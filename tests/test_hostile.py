@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from fpbench import cli, images, load_cohort, load_study, loading, predictions, submissions
@@ -29,6 +30,7 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, hashes, paths
 from fpbench.grid import notebooks
 from fpbench.training import export
+from fpbench.training.pretraining import corpus
 
 WORKSPACE = paths.home()
 MARK = "executed"  # the file that a payload would make
@@ -471,6 +473,19 @@ def test_a_frame_of_a_picture_without_a_name(tmp_path):
         load_cohort(tmp_path / "ours.yaml")
     with pytest.raises(MissingError, match="with pictures, found none"):
         export.find(f"{tmp_path}/.#0")
+
+
+def test_a_picture_whose_name_is_not_utf8_is_refused(tmp_path):
+    """As an old disk has them; a table of embeddings or of a corpus cannot hold such a name."""
+    Image.new("L", (9, 9), 7).save(tmp_path / "M\udcfcller.png", "png")
+    for read in (lambda: export.find(str(tmp_path)), lambda: corpus.listed(tmp_path)):
+        with pytest.raises(InputError, match=r"names of pictures in UTF-8, found b'.*M\\xfcller.png': rename it"):
+            read()
+
+
+def test_a_corpus_folder_of_a_name_too_long(tmp_path):
+    with pytest.raises(MissingError, match="expected a folder with pictures"):
+        corpus.listed(tmp_path / LONG)
 
 
 def test_a_cohort_whose_pictures_lie_in_a_folder_of_such_a_name(tmp_path):
