@@ -95,7 +95,11 @@ def load_encoder(study: Study, name: str, seed: int | None = None) -> "Encoder":
 
 def _made_here(study: Study, spec: EncoderSpec, encoder: "Encoder", seed: int | None) -> "Encoder":
     """Return an encoder that a pretraining of the study made, its facts those of the model card."""
-    card = artifacts.checked(results.pretrained(study, spec.pretraining, seed))["card"]
+    card = artifacts.checked(file := results.pretrained(study, spec.pretraining, seed)).get("card")
+    kinds = {"licence": str, "note": str, "saw": dict}
+    if not isinstance(card, dict) or not all(isinstance(card.get(name), kind) for name, kind in kinds.items()):
+        found = f"expected the model card of a pretraining in {artifacts.sidecar(file).name}, found none"
+        raise InputError(f"{file}: {found}: delete both and run notebook 10 with pretraining={spec.pretraining}")
     told = replace(
         encoder.weights, licence=card["licence"], saw=card["saw"], notes=(*encoder.weights.notes, card["note"])
     )

@@ -7,6 +7,8 @@ between them. Inputs start from a valid file (bytes flipped, cut, copied, splice
 is shrunk and kept below ``results/fuzz`` with its traceback; the exit code is 1. `test_hostile.py` runs a few examples of each.
 """
 
+import contextlib
+import copy
 import io
 import json
 import os
@@ -20,9 +22,11 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import fuzz_archives
 import fuzz_models
 import fuzz_tables
 import hypothesis
@@ -32,11 +36,12 @@ import yaml
 from fuzz_inputs import NASTY, Reader, mutated, plain
 from hypothesis import strategies as st
 
-from fpbench import images, predictions
+from fpbench import images, loading, predictions, protocols
 from fpbench.cohorts import africa, spain
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
-from fpbench.study import load_study
+from fpbench.recipe import CorpusSpec, Pretraining
+from fpbench.study import CohortSpec, EncoderSpec, Study, load_study
 from fpbench.tasks import TASKS
 
 TASK = TASKS["planes"]
@@ -81,26 +86,84 @@ def label_reader(module, valid: bytes) -> Reader:
 # ---- studies ----------------------------------------------------------------------------------------------------------
 
 
+def whole_study() -> dict:
+    """A study that says every field, also those of its recipe and its pretraining."""
+    cohorts = [CohortSpec("spain"), CohortSpec("acouslic", root="x", missing="drop")]
+    start = EncoderSpec("a", "usfm-mini", geometry={"kind": "squash", "size": 32}, ignore=["x"], options={"x": 1})
+    plan = Pretraining("a", [CorpusSpec("spain"), CorpusSpec(folder="x", parts=["train"])], seeds=[0, 7], transductive=True)  # fmt: skip
+    made = EncoderSpec("transductive", "usfm-mini", "pretraining/p", mean=[0.5] * 3, std=[0.5] * 3, options={"x": 1})
+    more = {"tests": {"acouslic": ["brain"]}, "train": "spain", "seeds": [7, 0], "pretraining": {"p": plan}}
+    said = asdict(Study("x", "X", cohorts, [start, made], **more))
+    for key in ("own_task", "tuned", "extensions"):
+        del said[key]
+    task = {"name": "mine", "label": "plane", "classes": ["abdomen", "brain"], "headline": "AUPRC", "positive": "brain"}
+    return {**said, "task": task, **{name: ["a"] for name in protocols.tunings()}}
+
+
+def places(content: object, place: tuple = ()) -> Iterator[tuple]:
+    """Yield the place of every value of a table or list, and of those in it."""
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield (*place, key)
+        yield from places(content[key], (*place, key))
+
+
+def get(content: dict, place: tuple) -> object:
+    """Return the value in a place."""
+    for key in place:
+        content = content[key]
+    return content
+
+
+def put(content: dict, place: tuple, value: object) -> dict:
+    """Return a copy with another value in a place."""
+    content = copy.deepcopy(content)
+    get(content, place[:-1])[place[-1]] = value
+    return content
+
+
+def read_study(path: Path) -> None:
+    """As a command begins: what it says is printed, keyed, and asked which runs it calls for."""
+    study = load_study(path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        study.describe()
+    artifacts.digest(asdict(study))
+    for name, protocol in study.tunings():
+        study.seeds_of(protocol, name)
+    for spec in study.encoders:
+        loading.weights_file(spec)
+    loading.geometries(study)
+    loading.sources(study)
+
+
 def study_reader() -> Reader:
-    """Mutations of the shipped studies, one field replaced by any value, and any value."""
-    shipped = [(paths.home() / "studies" / f"{name}.yaml").read_bytes() for name in ("sample", "paper")]
-    valid = {
-        "name": "x",
-        "title": "X",
-        "cohorts": [{"name": "spain"}],
-        "encoders": [{"name": "a", "model": "usfm-mini"}],
-    }
-    fields = st.sampled_from([*load_study.__globals__["Study"].__dataclass_fields__, "recipe", "fold"])
-    changed = st.builds(
-        lambda key, value: {**valid, key: value}, fields.filter(lambda key: key != "extensions"), plain()
-    )
-    dumped = (changed | plain()).map(
+    """Mutations of the shipped studies, one field of any depth replaced by any value, and any value."""
+    shipped = [
+        (paths.home() / "studies" / f"{name}.yaml").read_bytes() for name in ("sample", "paper", "brain", "quality")
+    ]
+    valid = whole_study()
+    words = st.sampled_from(["official", "crossval", "published", "balanced", "natural", "quality", "planes", "spain", "a", "live", "sinkhorn"])  # fmt: skip
+    value = plain(st.none() | st.booleans() | st.integers(-1, 30) | st.floats() | st.text(max_size=9) | words)
+
+    def alike(old: object) -> st.SearchStrategy:
+        """Values of the same kind, which are not refused for that."""
+        if isinstance(old, bool | dict):
+            return st.booleans() if isinstance(old, bool) else st.dictionaries(words, value, max_size=2)
+        if isinstance(old, list):
+            return st.lists(alike(old[0]) if old else words, max_size=4)
+        return words if isinstance(old, str) else st.integers(-1, 2**40) | st.floats(-2, 2) | st.sampled_from([0, 1])
+
+    def changed(study: dict) -> st.SearchStrategy[dict]:
+        place = st.sampled_from(list(places(study)))
+        return place.flatmap(lambda where: (alike(get(study, where)) | value).map(lambda one: put(study, where, one)))
+
+    by_case = {**valid, "split": "published", "folds": 1, "pretraining": {}, "encoders": valid["encoders"][:1]}
+    dumped = (changed(valid) | changed(by_case) | plain()).map(
         lambda content: yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "replace")
     )
     soup = st.lists(st.sampled_from(NASTY) | st.sampled_from([b"name", b"\n", b"  ", b"folds: "]), max_size=12).map(
         b"".join
     )
-    return Reader(".yaml", load_study, mutated(*shipped, yaml.safe_dump(valid).encode()) | dumped | soup)
+    return Reader(".yaml", read_study, mutated(*shipped, yaml.safe_dump(valid).encode()) | dumped | soup)
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------------
@@ -320,6 +383,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "stacks": stack_reader,
     **fuzz_tables.READERS,
     **fuzz_models.READERS,
+    **fuzz_archives.READERS,
 }
 
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -13,8 +16,13 @@ from fuzz_inputs import NASTY, Reader, mutated, plain
 from hypothesis import strategies as st
 from PIL import Image
 
+from fpbench import loading, results
 from fpbench.errors import InputError
+from fpbench.files import artifacts, paths
 from fpbench.files.records import plain_yaml
+from fpbench.grid import run
+from fpbench.recipe import CorpusSpec, Pretraining
+from fpbench.study import CohortSpec, EncoderSpec, Study
 
 ODD = st.text(max_size=12) | st.sampled_from(NASTY).map(lambda b: b.decode("latin-1"))
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}  # of a vision transformer
@@ -65,15 +73,25 @@ def read_named(path: Path) -> None:
     from fpbench.training import export
 
     top = path.with_name("pictures")
-    for name in ("a.png", "b [1].png", "ü/c.png", ".hidden/d.png", "e.txt", "../no/no picture.png"):
+    for name in (
+        "a.png",
+        "b [1].png",
+        "ü/c.png",
+        ".hidden/d.png",
+        "e.txt",
+        "../no/no picture.png",
+        "../latin/\udcff.png",
+    ):
         (file := top / name).parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            file.write_bytes(b"no") if name[:2] in ("..", "e.") else Image.new("L", (9, 9), 7).save(file)
+            file.write_bytes(b"no") if name[:4] in ("../n", "e.tx") else Image.new("L", (9, 9), 7).save(file)
     word = (
         path.read_bytes().decode("utf-8", "replace").replace("..", ".").lstrip("/")
     )  # the rest of the disk is not ours
     with contextlib.chdir(top):
-        found = export.find(word.replace("TOP", str(top)).replace("NO", str(top.with_name("no"))))
+        for key, folder in {"TOP": top, "NO": top.with_name("no"), "LATIN": top.with_name("latin")}.items():
+            word = word.replace(key, str(folder))
+        found = export.find(word)
     vectors = np.arange(2.0 * len(found.paths), dtype=np.float32).reshape(-1, 2)
     own = export.Pictures(found.name, found.image_ids, found.paths, lambda *_: vectors, found.notes)
     for suffix in export.FORMATS:
@@ -93,7 +111,7 @@ def _encoder():
 def named_reader() -> Reader:
     """Folders, files, frames, patterns, and any text."""
     _encoder().fingerprint  # noqa: B018  # once, before the clock runs
-    piece = st.sampled_from(["TOP", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "NO", "no picture.png", "e.txt", "spain"])  # fmt: skip
+    piece = st.sampled_from(["TOP", "LATIN", "/", "a.png", "b [1].png", "b [[]1].png", "*", "**", "?", "[", "]", "ü", "#0", "#1", ".", "..", "NO", "no picture.png", "e.txt", "spain"])  # fmt: skip
     built = st.lists(piece, min_size=1, max_size=5).map("".join) | ODD | st.builds("TOP/{}".format, ODD)
     return Reader(".word", read_named, built.map(lambda one: one.encode("utf-8", "replace")))
 
@@ -148,6 +166,58 @@ def weights_reader() -> Reader:
     return Reader(".pth", read_weights, inputs, write)
 
 
+# ---- weights that a pretraining made, and their card ------------------------------------------------------------------
+
+
+def read_card(path: Path) -> None:
+    """An encoder of a study that one of its pretrainings made, with what its card says of it."""
+    first = EncoderSpec("a", "timm:vit_tiny_patch16_224", "random", options=SMALL)
+    second = replace(first, name="b", weights="pretraining/p")
+    plan = Pretraining("a", [CorpusSpec("spain")])
+    study = Study("card", "X", [CohortSpec("spain")], [first, second], pretraining={"p": plan}, device="cpu")
+    with mock.patch.dict("os.environ", FPBENCH_RESULTS=str(path.parent)), warnings.catch_warnings(action="ignore"):
+        (there := results.pretrained(study, "p")).parent.mkdir(parents=True, exist_ok=True)
+        for file in (path, artifacts.sidecar(path)):
+            shutil.copy(file, there.with_name(f"p{file.suffix}"))
+        json.dumps(asdict(loading.load_encoder(study, "b").weights))
+
+
+def card_reader() -> Reader:
+    """Damaged weights under a right hash, and made-up cards under a right digest."""
+    from safetensors.torch import save
+
+    card = {"name": "p", "note": "pretrained here", "licence": "x", "saw": {"spain": "yes"}}
+    sound, about = save(_sound()), {"key": "k", "best": 1, "history": [], "card": card}
+    cards = st.builds(lambda key, one: {**card, key: one}, st.sampled_from(list(card)), plain())
+    less = st.sampled_from(list(card)).map(lambda key: {name: one for name, one in card.items() if name != key})
+    told = (cards | less | plain()).map(lambda one: {**about, "card": one}) | st.just({"key": "k"})
+
+    def write(path: Path, content: tuple[bytes, dict]) -> None:
+        path.write_bytes(content[0])
+        artifacts.commit(path, content[1])
+
+    return Reader(".safetensors", read_card, st.tuples(mutated(sound), st.just(about)) | st.tuples(st.just(sound), told), write)  # fmt: skip
+
+
+# ---- profiles of Snakemake --------------------------------------------------------------------------------------------
+
+
+def read_profile(path: Path) -> None:
+    """As ``fpbench run STUDY --profile FOLDER`` asks where jobs run."""
+    (folder := path.with_suffix("")).mkdir(exist_ok=True)
+    shutil.copy(path, folder / "config.yaml")
+    run._profile(["--profile", str(folder)]).get("executor")
+
+
+def profile_reader() -> Reader:
+    """Mutations of the shipped ones, and YAML of any value."""
+    import yaml
+
+    shipped = [file.read_bytes() for file in sorted((paths.home() / "profiles").glob("*/config.yaml"))]
+    dumped = plain().map(lambda one: yaml.safe_dump(one, allow_unicode=True).encode("utf-8", "replace"))
+    return Reader(".yaml", read_profile, mutated(*shipped) | dumped, refuses=5)
+
+
 # ---- config files of open_clip ----------------------------------------------------------------------------------------
 
 CONFIG = {
@@ -192,5 +262,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "parameter": parameter_reader,
     "named": named_reader,
     "weights": weights_reader,
+    "card": card_reader,
+    "profile": profile_reader,
     "config": config_reader,
 }

@@ -1,5 +1,6 @@
 """Fetching: a real HTTP server on 127.0.0.1 with the faults of servers, and archives that no one should unpack."""
 
+import gzip
 import hashlib
 import io
 import re
@@ -555,6 +556,11 @@ ZIPS = {
     "case of folder": [zip_entry("Images/a.png"), zip_entry("images/b.png")],
     "unicode form": [zip_entry("\u00e9.png"), zip_entry("e\u0301.png")],
     "file and folder": [zip_entry("a"), zip_entry("a/b")],
+    "no name": [zip_entry("")],
+    "file in the place of the folder": [zip_entry("Zenodo_dataset")],
+    "long": [zip_entry("n" * 300)],
+    "long in bytes": [zip_entry("\u00e9" * 200)],
+    "deep": [zip_entry("/".join("d" * 2100))],
 }
 
 
@@ -578,7 +584,10 @@ TARS = {
     "duplicate": [tar_entry("a.png"), tar_entry("a.png")],
     "duplicate after stripping": [tar_entry("a.png"), tar_entry("Zenodo_dataset/a.png")],
     "case": [tar_entry("a.png"), tar_entry("A.PNG")],
+    "file in the place of the folder": [tar_entry("Zenodo_dataset")],
+    "long": [tar_entry("n" * 300)],
 }
+UNFIT = r"link or a device|not safe|there twice|too long for a file|a file where a folder is expected"
 
 
 def assert_refused(archive: Path, match: str, **limits) -> None:
@@ -598,7 +607,7 @@ def test_hostile_zip(tmp_path, kind):
         for info, data in deepcopy(ZIPS[kind]):
             info.filename = info.filename.replace("/TMP", str(tmp_path))  # an absolute name that may be written to
             archive.writestr(info, data)
-    assert_refused(tmp_path / "a.zip", r"link or a device|not safe|there twice")
+    assert_refused(tmp_path / "a.zip", UNFIT)
 
 
 @pytest.mark.parametrize("kind", TARS)
@@ -607,7 +616,7 @@ def test_hostile_tar(tmp_path, kind):
     for info in entries:
         info.name = info.name.replace("/TMP", str(tmp_path))
     archive = make_tar(tmp_path / "a.tar.xz", {"Zenodo_dataset/README.md": b"good"}, *entries)
-    assert_refused(archive, r"link or a device|not safe|there twice")
+    assert_refused(archive, UNFIT)
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -646,6 +655,23 @@ def test_damaged(tmp_path, make, damage):
     flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
     path.write_bytes({"truncated": data[:middle], "flipped": flipped, "text": b"no archive"}[damage])
     assert_refused(path, "Delete it and fetch it again")
+
+
+def test_zip_whose_directory_points_outside_the_file(tmp_path):
+    data = bytearray(make_zip(tmp_path / "a.zip", {"a": png(1)}).read_bytes())
+    end = data.rindex(b"PK\5\6")
+    data[end + 16 : end + 20] = (2**31).to_bytes(4, "little")  # where the list of entries begins
+    (tmp_path / "a.zip").write_bytes(data)
+    assert_refused(tmp_path / "a.zip", "Invalid argument.*fetch it again")
+
+
+def test_tar_whose_packing_is_damaged(tmp_path):
+    """gzip says so by an OSError, as a disk does."""
+    (info := tarfile.TarInfo("a")).size = 512
+    data = bytearray(gzip.compress(info.tobuf() + bytes(512)))  # without the end, so that the sum of the stream is read
+    data[-6] ^= 1
+    (tmp_path / "a.tar").write_bytes(data)
+    assert_refused(tmp_path / "a.tar", "Delete it and fetch it again")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])

@@ -20,6 +20,7 @@ import yaml
 from conftest import write_africa, write_spain
 
 from fpbench import cohorts, load_study
+from fpbench.errors import InputError
 from fpbench.files import artifacts, paths
 from fpbench.grid import jobs as grid
 from fpbench.grid import run as run_module
@@ -374,3 +375,9 @@ def test_a_cluster_is_not_held_to_the_cores_of_the_login_node():
         words = ["--profile", str(paths.home() / "profiles" / name)]
         assert run_module._profile(words).get("executor") == executor
     assert run_module._profile(["--quiet"]) == {}
+
+
+def test_a_profile_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("- executor: slurm\n")
+    with pytest.raises(InputError, match=r"config\.yaml: expected a table of Snakemake's options, found list"):
+        run_module._profile(["--profile", str(tmp_path)])

@@ -20,6 +20,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import save_file
 
 from fpbench import cli, images, load_cohort, load_study, loading, predictions, submissions
 from fpbench.cohorts import africa, spain
@@ -28,6 +30,7 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, hashes, paths
 from fpbench.grid import notebooks
 from fpbench.training import export
+from fpbench.training.pretraining import corpus
 
 WORKSPACE = paths.home()
 MARK = "executed"  # the file that a payload would make
@@ -472,12 +475,39 @@ def test_a_frame_of_a_picture_without_a_name(tmp_path):
         export.find(f"{tmp_path}/.#0")
 
 
+def test_a_picture_whose_name_is_not_utf8_is_refused(tmp_path):
+    """As an old disk has them; a table of embeddings or of a corpus cannot hold such a name."""
+    Image.new("L", (9, 9), 7).save(tmp_path / "M\udcfcller.png", "png")
+    for read in (lambda: export.find(str(tmp_path)), lambda: corpus.listed(tmp_path)):
+        with pytest.raises(InputError, match=r"names of pictures in UTF-8, found b'.*M\\xfcller.png': rename it"):
+            read()
+
+
+def test_a_corpus_folder_of_a_name_too_long(tmp_path):
+    with pytest.raises(MissingError, match="expected a folder with pictures"):
+        corpus.listed(tmp_path / LONG)
+
+
 def test_a_cohort_whose_pictures_lie_in_a_folder_of_such_a_name(tmp_path):
     fuzz_tables.opened(tmp_path)
     about = yaml.safe_load((tmp_path / "ours.yaml").read_text()) | {"images": LONG}
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(about))
     with pytest.raises(MissingError, match="3 of 3 images of kampala are not in"):
         load_cohort(tmp_path / "ours.yaml")
+
+
+# ---- weights that a pretraining made ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, {"card": None}, {"card": {"licence": "x", "note": "y", "saw": "z"}}])
+def test_weights_of_a_pretraining_with_another_sidecar_than_their_card(tmp_path, more):
+    path = tmp_path / "a.safetensors"
+    save_file(fuzz_models._sound(), path)
+    artifacts.commit(path, {"key": "k", **more})
+    with pytest.raises(
+        InputError, match=r"expected the model card of a pretraining in p.json, found none: .*notebook 10"
+    ):
+        fuzz_models.read_card(path)
 
 
 # ---- everything else --------------------------------------------------------------------------------------------------

@@ -5,14 +5,13 @@ next time, an extraction in ``.<folder>.partial``, removed next time. Contents: 
 values are in `public.yaml`), `fetch`, `extract`.
 """
 
-import lzma
 import re
 import stat
 import tarfile
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,10 +23,10 @@ from tqdm import tqdm
 from fpbench.errors import InputError
 from fpbench.files import artifacts, paths, sharing, transfer
 
+LONGEST = 1024  # bytes of a name
 MAX_BYTES, MAX_MEMBERS = 8_000_000_000, 50_000  # refuse to unpack more; an archive may say otherwise
 MAX_RATIO = 100  # unpacked / packed bytes; about 1 for PNG files
 Reader = zipfile.ZipFile | tarfile.TarFile
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError)  # of the readers
 
 
 class _Refused(InputError):
@@ -155,20 +154,42 @@ def extract(
 def _unpack(path: Path, folder: Path, budget: int, max_members: int, top: str) -> None:
     """Check the whole list before the first byte is written, then count the bytes that really come out."""
     try:
-        with zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else tarfile.open(path) as archive:
-            plan = _plan(archive, budget, max_members, top)
+        kind: Callable[[Path], Reader] = zipfile.ZipFile if path.suffix.lower() == ".zip" else tarfile.open
+        with _reading():
+            archive = kind(path)
+        with archive:
+            with _reading():
+                plan = _plan(archive, budget, max_members, top)
             transfer.need(folder, sum(size for size, _ in plan.values()), path.name)
             for name, (_, opener) in tqdm(plan.items(), unit=" files", disable=None):
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with opener() as source, open(target, "xb") as out:
-                    while chunk := source.read(transfer.CHUNK):
+                with open(target, "xb") as out:
+                    for chunk in _chunks(opener):
                         budget -= len(chunk)
                         if budget < 0:
                             raise _Refused("more bytes come out than it may hold")
                         out.write(chunk)
-    except (*DAMAGED, _Refused) as error:
+    except _Refused as error:
         raise InputError(f"{path} was not unpacked: {error}. Delete it and fetch it again") from error
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Let nothing but _Refused out: on damaged files zipfile, tarfile and what they unpack with raise whatever comes."""
+    try:
+        yield
+    except (_Refused, MemoryError):
+        raise
+    except Exception as error:
+        raise _Refused(str(error)[:300] or type(error).__name__) from error
+
+
+def _chunks(opener: Callable) -> Iterator[bytes]:
+    """Yield the bytes of an entry."""
+    with _reading(), opener() as source:
+        while chunk := source.read(transfer.CHUNK):
+            yield chunk
 
 
 def _plan(archive: Reader, budget: int, max_members: int, top: str) -> dict[str, tuple[int, Callable]]:
@@ -187,7 +208,9 @@ def _plan(archive: Reader, budget: int, max_members: int, top: str) -> dict[str,
             key = unicodedata.normalize("NFC", entry[0]).casefold()
             if (entry[1] and key in seen) or seen.setdefault(key, entry) != entry:
                 raise _Refused(f"{name!r} is there twice, or differs from another name in case only")
-        if is_file and parts:
+        if is_file and not parts:
+            raise _Refused(f"{name!r} is a file where a folder is expected")
+        if is_file:
             plan["/".join(parts)] = (size, opener)
     return plan
 
@@ -198,12 +221,12 @@ def _entries(archive: Reader) -> Iterator[tuple[str, int, bool, Callable]]:
     for info in archive.infolist() if isinstance(archive, zipfile.ZipFile) else archive:
         if isinstance(info, zipfile.ZipInfo):  # orig_filename: `filename` is cut at a NUL byte
             regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            entry = info.orig_filename, info.file_size, not info.is_dir(), partial(opener, info)
+            entry = info.orig_filename, info.file_size, not info.filename.endswith("/"), partial(opener, info)
         else:
             regular = (info.isreg() and not info.issparse()) or info.isdir()
             entry = info.name, info.size, info.isreg(), partial(opener, info)
         if not regular:
-            raise _Refused(f"{entry[0]!r} is a link or a device")
+            raise _Refused(f"{entry[0][:200]!r} is a link or a device")
         yield entry
 
 
@@ -212,5 +235,7 @@ def _parts(name: str, top: str) -> tuple[str, ...]:
     parts = PurePosixPath(name).parts
     unsafe = name.startswith("/") or "\\" in name or ":" in name or not name.isprintable()  # colon: drive or stream
     if unsafe or any(part != part.rstrip(". ") for part in parts):  # "..", and names that Windows changes
-        raise _Refused(f"the name {name!r} is not safe")
+        raise _Refused(f"the name {name[:200]!r} is not safe")
+    if len(name.encode()) > LONGEST or any(len(part.encode()) > 255 for part in parts):
+        raise _Refused(f"the name {name[:200]!r}... is too long for a file")
     return parts[1:] if top and parts[:1] == (top,) else parts

@@ -1,7 +1,8 @@
 """Cells that name pictures, and the files that they mean: how a cell becomes a path, and which folder and suffix make them meet.
 
 A cell is a path with ``/`` or ``\\``, relative to a folder or absolute, with or without the suffix; ``#3`` behind it is one frame
-of a file of several. Contents: ``tidy``, ``short``, `Match`, ``match``, ``files_below``.
+of a file of several. Contents: ``tidy``, ``short``, `Match`, ``match``, ``files_below``, ``below``,
+``check_names``.
 """
 
 import os
@@ -10,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from fpbench.errors import InputError
 
 SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|dcm|dicom|mha)(?=(#\d+)?$)", re.I)
 FRAME = re.compile(r"#\d+$")
@@ -54,6 +57,23 @@ def files_below(folders: Sequence[Path]) -> dict[str, set[str]]:
             if (count := count + len(names)) > MOST:
                 return places
     return places
+
+
+def below(folder: Path) -> list[Path]:
+    """Return the pictures below a folder, in the order of their paths, hidden ones left out."""
+    if not os.path.isdir(folder):
+        return []
+    files = sorted(file for file in folder.rglob("*") if os.path.isfile(file) and SUFFIX.search(file.name))
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def check_names(files: Iterable[Path]) -> None:
+    """Raise InputError for a name that is not UTF-8: no table can hold it."""
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"expected names of pictures in UTF-8, found {os.fsencode(file)!r}: rename it") from None
 
 
 def match(cells: Iterable[str], places: dict[str, set[str]]) -> Match:

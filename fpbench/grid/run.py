@@ -147,7 +147,10 @@ def _profile(extra: Sequence[str]) -> dict:
     """Return what the profile that is named among the arguments of Snakemake says."""
     words = list(extra)
     file = Path(words[words.index("--profile") + 1]) / "config.yaml" if "--profile" in words[:-1] else Path(os.devnull)
-    return (records.plain_yaml(file.read_bytes(), str(file)) if file.is_file() else None) or {}
+    content = (records.plain_yaml(file.read_bytes(), str(file)) if file.is_file() else None) or {}
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected a table of Snakemake's options, found {type(content).__name__}")
+    return content
 
 
 def _settled(plan: dict[str, Job]) -> dict[str, Job]:

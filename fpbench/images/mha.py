@@ -34,6 +34,7 @@ TYPES = tuple(
 )  # fmt: skip
 HEADER = 1 << 16  # bytes of a header; ITK's have 400
 LARGEST = 1 << 32  # bytes of a stack, inflated; the real ones have 351 million
+RATIO = 1032  # bytes that one byte of a zlib or gzip stream becomes, at most
 PIECE = 1 << 15  # bytes of the stream that are read at once
 SKIPPED = 1 << 20  # bytes that are passed over at once
 
@@ -103,6 +104,9 @@ def head(handle: BinaryIO) -> Header:
     if said != str(there):
         said = f"{int(said):,}" if _is_number(said) else "no number"
         raise ImageError(f"expected {said} bytes behind the header, as it says, found {there:,}; is the file whole?")
+    if width * height * count > there * RATIO:
+        found = f"{count:,} frames of {width} x {height} in {there:,} bytes"
+        raise ImageError(f"expected pixels that a stream of this length can hold, found {found}: is the file whole?")
     return header
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fpbench import cohorts, images
-from fpbench.cohorts.pictures import SUFFIX, short, tidy
+from fpbench.cohorts.pictures import below, check_names, short, tidy
 from fpbench.encoders import Encoder
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, provenance
@@ -65,8 +65,7 @@ def find(asked: str, known: dict[str, tuple] | None = None, bits: int = 0) -> Pi
         embed = partial(_of_cohort, cohort)
         return Pictures(cohort.name, frame["image_id"].tolist(), frame["path"].tolist(), embed, images.notes(frame))
     if os.path.isdir(path):
-        inside = sorted(file for file in path.rglob("*") if os.path.isfile(file) and SUFFIX.search(file.name))
-        files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = below(path)
         names = [str(file.relative_to(path)) for file in files]
     elif os.path.isfile(images.file_of(path)):
         files, names = [path], [path.name]
@@ -76,6 +75,7 @@ def find(asked: str, known: dict[str, tuple] | None = None, bits: int = 0) -> Pi
     if not files:
         kind = "pattern" if has_magic(asked) else "folder, file, pattern or cohort"
         raise MissingError(f"{asked}: expected a {kind} with pictures, found none")
+    check_names(files)
     looked = images.scan(files, bits)
     if (bad := looked["error"] != "").any():
         first = looked.loc[bad, "error"].iat[0]

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fpbench import cohorts, images, loading
-from fpbench.cohorts import Cohort, group_patients, shown
-from fpbench.cohorts.pictures import SUFFIX
+from fpbench.cohorts import Cohort, group_patients, pictures, shown
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
@@ -198,12 +197,11 @@ def place(study: Study, spec: CorpusSpec) -> tuple[str, Path | None]:
 
 def listed(folder: Path) -> list[Path]:
     """Return the pictures below a folder, in the order of their paths, hidden ones left out; MissingError where there are none."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and SUFFIX.search(file.name))
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    if not files:
+    if not (files := pictures.below(folder)):
         raise MissingError(
             f"corpus: expected a folder with pictures at {folder}, found none: check the path in the study"
         )
+    pictures.check_names(files)
     return files
 
 
