@@ -657,6 +657,18 @@ def test_damaged(tmp_path, make, damage):
     assert_refused(path, "Delete it and fetch it again")
 
 
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"x")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(PermissionError, match="a.zip"):
+        extract(path, tmp_path / "out")
+
+
 def test_zip_whose_directory_points_outside_the_file(tmp_path):
     data = bytearray(make_zip(tmp_path / "a.zip", {"a": png(1)}).read_bytes())
     end = data.rindex(b"PK\5\6")

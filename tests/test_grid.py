@@ -179,6 +179,14 @@ def tree(tmp_path_factory):
     return tree
 
 
+@pytest.mark.parametrize("told", ["", "[]", "3", "{}"])
+def test_a_progress_file_that_says_nothing_is_as_none(tmp_path, told):
+    job = grid.Job("01_cohorts", tmp_path, tmp_path / "cohorts.json", [], {})
+    job.path("progress").parent.mkdir()
+    job.path("progress").write_text(told)
+    assert job.running() == {}
+
+
 @pytest.mark.parametrize("named", ["02_splits", "results of a test/tiny/splits.csv"])
 def test_a_job_may_be_named_by_its_name_or_by_its_output_with_any_ending(tree, named):
     (tree.results / "tiny" / "splits.csv").unlink()

@@ -179,7 +179,7 @@ def _reading() -> Iterator[None]:
     """Let nothing but _Refused out: on damaged files zipfile, tarfile and what they unpack with raise whatever comes."""
     try:
         yield
-    except (_Refused, MemoryError):
+    except (_Refused, MemoryError, PermissionError):
         raise
     except Exception as error:
         raise _Refused(str(error)[:300] or type(error).__name__) from error

@@ -1,22 +1,18 @@
 """Cells that name pictures, and the files that they mean: how a cell becomes a path, and which folder and suffix make them meet.
 
 A cell is a path with ``/`` or ``\\``, relative to a folder or absolute, with or without the suffix; ``#3`` behind it is one frame
-of a file of several. Contents: ``tidy``, ``short``, `Match`, ``match``, ``files_below``, ``below``,
-``check_names``.
+of a file of several. Contents: ``tidy``, ``short``, `Match`, ``match``.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fpbench.errors import InputError
+from fpbench.images.folders import SUFFIX
 
-SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|dcm|dicom|mha)(?=(#\d+)?$)", re.I)
 FRAME = re.compile(r"#\d+$")
-MOST = 300_000  # files that are looked at
 
 
 def tidy(cell: str) -> str:
@@ -45,39 +41,8 @@ class Match:
     others: tuple[str, ...] = ()  # files that are called like cells which name none: other folders, suffixes or cases
 
 
-def files_below(folders: Sequence[Path]) -> dict[str, set[str]]:
-    """Return the files below some folders: name -> the folders that hold one."""
-    places: dict[str, set[str]] = defaultdict(set)
-    count = 0
-    for top in folders:
-        for folder, inner, names in os.walk(top):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
-            for name in names:
-                places[name].add(folder)
-            if (count := count + len(names)) > MOST:
-                return places
-    return places
-
-
-def below(folder: Path) -> list[Path]:
-    """Return the pictures below a folder, in the order of their paths, hidden ones left out."""
-    if not os.path.isdir(folder):
-        return []
-    files = sorted(file for file in folder.rglob("*") if os.path.isfile(file) and SUFFIX.search(file.name))
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-
-
-def check_names(files: Iterable[Path]) -> None:
-    """Raise InputError for a name that is not UTF-8: no table can hold it."""
-    for file in files:
-        try:
-            str(file).encode()
-        except UnicodeEncodeError:
-            raise InputError(f"expected names of pictures in UTF-8, found {os.fsencode(file)!r}: rename it") from None
-
-
 def match(cells: Iterable[str], places: dict[str, set[str]]) -> Match:
-    """Return the folder and the suffix with which most different cells name a file of ``places`` (of ``files_below``)."""
+    """Return the folder and the suffix with which most different cells name a file of ``places`` (of ``folders.files_below``)."""
     stems: dict[str, list[str]] = defaultdict(list)
     for name in places:
         stems[SUFFIX.sub("", name).casefold()].append(name)

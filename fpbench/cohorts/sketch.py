@@ -19,6 +19,7 @@ from fpbench.cohorts.table import KEYS, OURS, SIDES, describe, words_of
 from fpbench.cohorts.vocabulary import UNKNOWN, guess, plain, quoted, roles
 from fpbench.errors import InputError
 from fpbench.files import artifacts, paths
+from fpbench.images.folders import files_below
 
 FEW = 12  # words of a column that may be shown
 WORDS = 60  # of a column that is taken for a plane; of a machine, centre or operator
@@ -221,7 +222,7 @@ def _columns(columns: list[_Column], top: Path, base: Path) -> Iterator[str]:
 
 def _image(columns: list[_Column], top: Path) -> tuple[list[_Column], pictures.Match]:
     """Return the column, or two, whose cells name most files below a folder; else the likeliest by its cells and its name."""
-    places = pictures.files_below([top])
+    places = files_below([top])
     tried = [(one, pictures.match(one.cells, places)) for one in columns]
 
     def likely(one: tuple[_Column, pictures.Match]) -> tuple:

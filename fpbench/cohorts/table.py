@@ -21,6 +21,7 @@ from fpbench.cohorts.source import COLUMNS, Source, check_plain, filled, joined,
 from fpbench.cohorts.vocabulary import UNKNOWN, guess, quoted
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths, records
+from fpbench.images.folders import files_below
 from fpbench.tasks import TASKS
 
 KINDS = (".csv", ".tsv", ".txt", *EXCEL, *PARQUET)  # of tables, as their files are called
@@ -276,7 +277,7 @@ class Table:
         """Return what to do about images whose files are not there: another folder or suffix, if they are there then."""
         plain = [str(path).removeprefix(f"{self.folder}/").removesuffix(self.suffix) for path in lost["path"]]
         near = [self.folder, self.file.parent, self.path.parent]
-        found = pictures.match(plain, pictures.files_below([one for one in dict.fromkeys(near) if os.path.isdir(one)]))
+        found = pictures.match(plain, files_below([one for one in dict.fromkeys(near) if os.path.isdir(one)]))
         if not found.found:
             other = f"; there is {found.others[0]}: another folder, suffix or case?" if found.others else ""
             return f"correct `images` or `suffix` in {self.file}{other}; or load what is there with missing='drop'"

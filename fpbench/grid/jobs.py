@@ -73,7 +73,7 @@ class Job:
 
     def running(self) -> dict:
         """Return what its process last wrote, if it has one; ``alive`` is None where only another host knows."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError, KeyError):
             told = json.loads(self.path("progress").read_text(encoding="utf-8"))
             return told | {"alive": _lives(told["pid"]) if told["host"] == socket.gethostname() else None}
         return {}

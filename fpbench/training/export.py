@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fpbench import cohorts, images
-from fpbench.cohorts.pictures import below, check_names, short, tidy
+from fpbench.cohorts.pictures import short, tidy
 from fpbench.encoders import Encoder
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, provenance
+from fpbench.images.folders import below, check_names
 from fpbench.training.embeddings import embed_cohort, embed_images
 
 FORMATS = (".parquet", ".npz")

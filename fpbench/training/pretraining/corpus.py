@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from fpbench import cohorts, images, loading
-from fpbench.cohorts import Cohort, group_patients, pictures, shown
+from fpbench.cohorts import Cohort, group_patients, shown
 from fpbench.cohorts.source import Source
 from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
-from fpbench.images import Geometry
+from fpbench.images import Geometry, folders
 from fpbench.recipe import CorpusSpec, Pretraining
 from fpbench.splits import make_splits
 from fpbench.study import CohortSpec, Study
@@ -197,11 +197,11 @@ def place(study: Study, spec: CorpusSpec) -> tuple[str, Path | None]:
 
 def listed(folder: Path) -> list[Path]:
     """Return the pictures below a folder, in the order of their paths, hidden ones left out; MissingError where there are none."""
-    if not (files := pictures.below(folder)):
+    if not (files := folders.below(folder)):
         raise MissingError(
             f"corpus: expected a folder with pictures at {folder}, found none: check the path in the study"
         )
-    pictures.check_names(files)
+    folders.check_names(files)
     return files
 
 
