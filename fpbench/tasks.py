@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from fpbench.errors import InputError
 
 EVERY, JOIN = "all classes", " + "  # names of label spaces
+QUALITIES = ("none", "sub-optimal", "optimal")  # of a frame of a sweep; the last two are usable
 RANKED = ("AUROC", "AUPRC")  # of the order of the images
 HEADLINES = ("macro F1", "weighted F1", "accuracy", "balanced accuracy", *RANKED)  # of metrics.scores; higher is better
 

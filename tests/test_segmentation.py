@@ -60,7 +60,8 @@ def test_dice_and_area_are_means_over_frames_and_resampled_by_subject():
     tables = []
     for encoder in "ab":
         dice = np.where(rows["y_true"] == 1, rng.random(42), np.nan)
-        tables.append(rows.assign(encoder=encoder, dice=dice, area_error=rng.random(42)))
+        more = {"dice_cut": np.where(rows["y_true"] == 1, rng.random(42), np.nan), "area_error_cut": rng.random(42)}
+        tables.append(rows.assign(encoder=encoder, dice=dice, area_error=rng.random(42), **more))
     frames = pd.concat(tables, ignore_index=True).assign(protocol="segmentation", seed=0, population="home")
     more = {
         "split": "test",
@@ -70,10 +71,10 @@ def test_dice_and_area_are_means_over_frames_and_resampled_by_subject():
         "logit_no": 0.0,
         "logit_yes": 1.0,
     }
-    predicted = frames.drop(columns=["dice", "area_error"]).assign(**more)
+    predicted = frames.drop(columns=masks.COLUMNS.values()).assign(**more)
     (boot,) = masks.bootstraps(predicted, frames, task)
     assert boot.sample.models == (("a", "segmentation"), ("b", "segmentation"))
-    for name, column in ((masks.DICE, "dice"), (masks.AREA, "area_error")):
+    for name, column in masks.COLUMNS.items():
         wanted = frames.groupby(["fold", "encoder"])[column].mean().unstack().to_numpy()
         assert np.allclose(boot.folds[name], wanted)
     rng = np.random.default_rng(0)
@@ -368,10 +369,28 @@ def test_a_study_asks_for_it_and_finds_predictions_masks_and_examples(opened):
     assert frames["dice"].mean() > 0.7
     one = frames.dropna().iloc[0]
     assert one["dice"] == pytest.approx(2 * one["common"] / (one["true"] + one["predicted"]))
+    assert frames["cut"].isin(runs.CUTS).all()
+    assert frames["cut"].nunique() == 1
+    model = tuning.tuned(bench, "segmentation", files[0]).eval()
+    of_validation = pd.Index(bench.home.frame["image_id"]).get_indexer(found.query("split == 'val'")["image_id"])
+    means = {}
+    for name, part in (("validation", of_validation), ("test", rows)):
+        with torch.inference_mode():
+            pictures = torch.from_numpy(bench.home.array(bench.model.geometry)[part])
+            p, t = model.pixels(model.encoder.normalise(pictures)).sigmoid().numpy(), truth[part]
+        each = [
+            2 * (t & (p > cut)).sum((1, 2)) / np.maximum(t.sum((1, 2)) + (p > cut).sum((1, 2)), 1) for cut in runs.CUTS
+        ]
+        means[name] = [float(one[t.any((1, 2))].mean()) for one in each]
+    best = int(np.argmax(means["validation"]))
+    assert runs.CUTS[best] == frames["cut"].iloc[0]
+    assert frames["dice_cut"].mean() == pytest.approx(means["test"][best], abs=1e-4)
+    assert frames["dice"].mean() == pytest.approx(means["test"][0], abs=1e-4)
     boots = masks.bootstraps(found, masks.read(files), bench.task)
     row = masks.table(boots, frames).iloc[0]
     assert row[masks.DICE].startswith(f"{frames['dice'].mean():.3f} [")
     assert row[masks.AREA].startswith(f"{frames['area_error'].mean():.3f} [")
+    assert row[masks.DICE + masks.CUT].startswith(f"{frames['dice_cut'].mean():.3f} [")
     assert row[["frames", "with something to find", "groups"]].tolist() == [40, 20, 4]
     shown = runs.examples(bench, files[0], 4)
     figure = figures.outlines(shown)

@@ -27,11 +27,11 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts, paths
 from fpbench.files.progress import Progress
 from fpbench.images import decoding, walking
+from fpbench.tasks import QUALITIES
 
 LABELS = FACTS["acouslic"]["labels"]
 AC = LABELS["columns"][2:]  # columns of the table, one per sweep, mm
 CSV = FACTS["acouslic"]["cohort"]["csv"]
-QUALITIES = ("none", "sub-optimal", "optimal")
 STACKS, MASKS = "stacked_fetal_ultrasound", "stacked_fetal_abdomen"
 PLACES = {  # what lies where, as archive, container of the challenge and other people spell it
     STACKS: [f"images/{name}" for name in (STACKS, STACKS.replace("_", "-"))],

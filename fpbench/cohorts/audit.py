@@ -15,10 +15,9 @@ from scipy.fft import dctn
 
 from fpbench import images
 from fpbench.cohorts import Cohort, distinct, linked, list_images
-from fpbench.cohorts.acouslic import QUALITIES
 from fpbench.cohorts.source import has_sweeps, totals
 from fpbench.errors import InputError
-from fpbench.tasks import TASKS, Task
+from fpbench.tasks import QUALITIES, TASKS, Task
 
 HASH_BITS = 256  # the 16 x 16 lowest frequencies of the 64 x 64 thumbnail
 NEAR_BITS = 32  # at most so many of them differ

@@ -42,7 +42,7 @@ def key_parts(study: Study) -> dict[str, dict]:
         "probes": {"probes": study.probes, "step probing": bench.VERSION, **loaded["probe"]},
         "tuning": {"recipe": asdict(study.recipe), "step fine-tuning": recipe.VERSION, "step probing": bench.VERSION},
     }
-    groups["segmentation"] = {"step segmentation": segmentation.VERSION}
+    groups["segmentation"] = {"step segmentation": segmentation.VERSION, "step masks": segmentation.MEASURES}
     if study.seeds not in ([], [study.seed]):
         groups["tuning"]["seeds"] = study.seeds
     if task.selection in RANKED:

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fpbench.analysis.sweeps import QUALITIES
 from fpbench.protocols import titles
 from fpbench.reporting.figures import blank, colours
+from fpbench.tasks import QUALITIES
 
 SHADES = dict(zip(QUALITIES, ("#e4e4e4", "#f5c04d", "#1b9e77"), strict=True))
 LINES = {"logistic": ":", "lora": "-", "full": "-", "lora_mlp": "--", "segmentation": "-."}

@@ -33,10 +33,9 @@ from fpbench.analysis.samples import Part, Sample
 from fpbench.analysis.scoring import MODEL, RUN, spaces
 from fpbench.analysis.statistics import Bootstrap
 from fpbench.errors import InputError
-from fpbench.tasks import Task
+from fpbench.tasks import QUALITIES, Task
 
 COLUMNS = ("case", "sweep", "position", "quality")  # of a frame, beside those of predictions; ``sweep`` within its case
-QUALITIES = NONE, SUB_OPTIMAL, OPTIMAL = ("none", "sub-optimal", "optimal")  # the last two are usable
 CREDIT = 0.6  # of a sub-optimal frame where the case has an optimal one
 FALSE_FRAMES = 1.0  # a sweep, on validation
 HALF, CHOSEN = "threshold 0.5", "threshold of validation"  # HALF: the arg-max
@@ -282,7 +281,7 @@ def _refuse(rows: pd.DataFrame, task: Task) -> None:
         )
     targets = rows.groupby("quality")["y_true"].agg(["nunique", "max", "min"])
     code = task.codes([task.positive])[0]
-    if (targets["nunique"] > 1).any() or (targets["max"].get(NONE) == code):
+    if (targets["nunique"] > 1).any() or (targets["max"].get(QUALITIES[0]) == code):
         raise InputError(
             f"expected y_true to follow from the quality and {task.positive!r} to be usable, found y_true "
             f"{targets[['min', 'max']].to_dict('index')}: were labels of another target merged?"

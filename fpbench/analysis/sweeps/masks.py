@@ -1,7 +1,8 @@
 """How well predicted masks lie on the true ones, from what was measured of each test frame (``training.segmentation.runs``).
 
 Unit: the frame; the subject is the group that is resampled. DICE is the mean over frames in which there is something to find; AREA the mean
-over all test frames of abs(true - predicted), as shares of the square that the encoder sees.
+over all test frames of abs(true - predicted), as shares of the square that the encoder sees; both of pixels above 0.5, and above the
+probability that the validation frames of each fold chose.
 
 Contents: ``read``, ``bootstraps`` (of ``statistics``), ``table``.
 """
@@ -20,8 +21,9 @@ from fpbench.errors import InputError, MissingError
 from fpbench.files import artifacts
 from fpbench.tasks import Task
 
-DICE, AREA = "Dice", "area error"
-NAMES = (DICE, AREA)
+DICE, AREA, CUT = "Dice", "area error", ", cut by validation"
+COLUMNS = {DICE: "dice", AREA: "area_error", DICE + CUT: "dice_cut", AREA + CUT: "area_error_cut"}
+NAMES = tuple(COLUMNS)
 
 
 def read(files: Iterable[Path]) -> pd.DataFrame:
@@ -51,7 +53,7 @@ def bootstraps(predicted: pd.DataFrame, frames: pd.DataFrame, task: Task, seed: 
     """
     key = [*MODEL, *RUN, "population", "image_id"]
     rows = predicted[(predicted["split"] == "test") & predicted["population"].isin(frames["population"])]
-    rows = rows.merge(frames[[*key, "dice", "area_error"]], on=key)
+    rows = rows.merge(frames[[*key, *COLUMNS.values()]], on=key)
     if len(rows) != len(frames) or rows.duplicated(key).any():
         wanted = f"expected each of {len(frames):,} measured frames once among the test rows"
         raise InputError(f"{wanted}, found {len(rows):,} pairs: read both of the same files")
@@ -62,13 +64,16 @@ def bootstraps(predicted: pd.DataFrame, frames: pd.DataFrame, task: Task, seed: 
 
 
 def _sums(_model: tuple, rows: pd.DataFrame, groups: pd.Index) -> dict[str, np.ndarray]:
-    unit, there = groups.get_indexer(rows["group"]), rows["dice"].notna()
-    parts = {DICE: (rows["dice"].fillna(0), there, there), AREA: (rows["area_error"], *2 * [np.ones(len(rows))])}
-    return {name: np.stack([np.bincount(unit, one, len(groups)) for one in sums], -1) for name, sums in parts.items()}
+    unit, found = groups.get_indexer(rows["group"]), {}
+    for name, column in COLUMNS.items():
+        there = rows[column].notna()  # an area error always is
+        sums = (rows[column].fillna(0), there, there)
+        found[name] = np.stack([np.bincount(unit, one, len(groups)) for one in sums], -1)
+    return found
 
 
 def table(boots: Iterable[Bootstrap], frames: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per model and population: frames (with something to find, of all), groups, DICE and AREA with their intervals."""
+    """Return a row per model and population: frames (with something to find, of all), groups, and NAMES with their intervals."""
     found = statistics.of_all(statistics.intervals, list(boots), methods=["percentile"])
     found = found.assign(text=found["value"].map("{:.3f}".format) + told(found))
     wide = found.pivot(index=[*MODEL, "population"], columns="metric", values="text")[list(NAMES)]
