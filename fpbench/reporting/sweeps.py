@@ -36,7 +36,9 @@ def strip(rows: pd.DataFrame, pictures: Sequence[np.ndarray], title: str) -> Fig
     """
     quality = rows.drop_duplicates("position").sort_values("position")["quality"].tolist()
     places, colour = stops(len(quality)), colours(rows["encoder"])
-    grid = {"height_ratios": [1.0, 0.16, 1.9], "hspace": 0.06}
+    rows_high, columns_wide = pictures[0].shape[:2]
+    tall = 6.7 / len(pictures) * rows_high / columns_wide  # inches of a picture: together they are as wide as the axes
+    grid = {"height_ratios": [2 * tall / (2 - tall), 0.16, 1.9], "hspace": 0.06}
     figure, (top, band, ax) = plt.subplots(3, 1, figsize=(9.2, 4), sharex=True, gridspec_kw=grid)
     _pictures(top, pictures, len(quality), [SHADES[quality[place]] for place in places])
     for place, name in enumerate(quality):
@@ -61,13 +63,13 @@ def _pictures(ax: Axes, pictures: Sequence[np.ndarray], frames: int, edges: Sequ
     ax.set_axis_off()
     width = 1 / len(pictures)
     for number, (picture, edge, place) in enumerate(zip(pictures, edges, stops(frames), strict=True)):
-        inner = ax.inset_axes((number * width + 0.002, 0.14, width - 0.004, 0.86))
+        inner = ax.inset_axes((number * width + 0.002, 0.35, width - 0.004, 0.65))
         inner.imshow(picture, cmap="gray")
         inner.set(xticks=[], yticks=[], anchor="S")
         for spine in inner.spines.values():
             spine.set(color=edge, linewidth=2, visible=True)
         line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
-        ends = (((place + 0.5) / frames, 0.0), ((number + 0.5) * width, 0.13))
+        ends = (((place + 0.5) / frames, 0.0), ((number + 0.5) * width, 0.33))
         ax.annotate("", *ends, xycoords=ax.transAxes, textcoords=ax.transAxes, annotation_clip=False, arrowprops=line)
 
 
