@@ -1,4 +1,4 @@
-"""Any timm model, ``timm:NAME``, with timm's own preprocessing facts; and the catalogue's two convolutional networks."""
+"""Any timm model, ``timm:NAME``, with timm's own preprocessing facts; and the catalogue's convolutional networks."""
 
 import warnings
 from functools import partial
@@ -14,17 +14,13 @@ from fpbench.errors import InputError
 from fpbench.images import Geometry
 
 CROP_MODES = {"center": "resize_crop", "squash": "squash", "border": "pad_square"}
-# name in the catalogue -> architecture with its weights tag, sizes of the miniature
-CNNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet50": ("resnet50.a1_in1k", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_width": 8}),
-    "efficientnetv2_s": ("tf_efficientnetv2_s.in21k_ft_in1k", {"channel_multiplier": 0.125, "depth_multiplier": 0.2}),
-}
 
 
-def build(name: str, size: int, pooling: str, mini: bool, **options: Any) -> tuple[nn.Module, tuple[Layout, ...]]:
-    """Return a network of the catalogue and the layout of timm's file."""
-    architecture, small = CNNS[name]
-    module = timm.create_model(architecture, num_classes=0, **options, **(small if mini else {}))
+def build(
+    name: str, size: int, pooling: str, mini: bool, model: str, small: dict[str, Any], **options: Any
+) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """Return a network of the catalogue and the layout of timm's file; ``small`` are the sizes of its miniature."""
+    module = timm.create_model(model, num_classes=0, **options, **(small if mini else {}))
     return module, (_layout(module),)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import Size, Tensor, nn
 
-from fpbench.encoders.adapters.tower import ClassToken, Mean, Tower
+from fpbench.encoders.adapters.tower import ClassToken, Mean, Tower, pooled
 from fpbench.encoders.checkpoint import NAMES, Layout, renamed
 
 TRUNK = (r"^trunk\.", "")
@@ -16,7 +16,8 @@ TRUNK = (r"^trunk\.", "")
 
 def build(name: str, size: int, pooling: str, mini: bool, **options: Any) -> tuple[nn.Module, tuple[Layout, ...]]:
     """Return the tower and the layouts of the files that exist."""
-    return {"fetalclip": fetalclip, "usfm": usfm, "dinov3": dinov3}[name](size, pooling, mini, **options)
+    family = name.partition("_")[0]  # the sizes of DINOv3 are entries of their own
+    return {"fetalclip": fetalclip, "usfm": usfm, "dinov3": dinov3}[family](size, pooling, mini, **options)
 
 
 def _trunk(architecture: str, size: int, mini: dict | None, **options: Any) -> Any:  # a module with timm's attributes
@@ -61,18 +62,22 @@ def usfm(size: int, pooling: str, mini: bool, per_block_bias: bool = False) -> t
     return Tower(trunk, nn.Sequential(*pools[pooling])), (Layout(names, left_out=unused, fresh=("pool.1.*",)),)
 
 
-def dinov3(size: int, pooling: str, mini: bool, bf16_periods: bool = False) -> tuple[nn.Module, tuple[Layout, ...]]:
-    """DINOv3 ViT-B/16: ``cls`` or ``patch_mean``, both after the final norm; files of timm, Meta and transformers.
+def dinov3(
+    size: int, pooling: str, mini: bool, model: str = "vit_base_patch16_dinov3", bf16_periods: bool = False
+) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """DINOv3: ``cls``, ``patch_mean`` or both, after the final norm; files of timm, Meta and transformers.
 
     ``bf16_periods`` rounds the RoPE periods to bfloat16, as the original was trained.
     """
     small = {"embed_dim": 48, "depth": 2, "num_heads": 4, "init_values": 0.1}
-    trunk = _trunk("vit_base_patch16_dinov3", size, small if mini else None, global_pool="token")
+    trunk = _trunk(model, size, small if mini else None, global_pool="token")
     if bf16_periods:
         trunk.rope.periods = trunk.rope.periods.bfloat16().float()
-    pool = ClassToken() if pooling == "cls" else Mean(trunk.num_prefix_tokens)
-    scale = (r"gamma_([12])", r"ls\1.gamma")
-    meta = renamed(TRUNK, ("reg_token", "storage_tokens"), scale)
+    pool = pooled(pooling, trunk.num_prefix_tokens)
+    gates = (
+        ((r"fc1_g\.", "w1."), (r"fc1_x\.", "w2."), (r"fc2\.", "w3.")) if hasattr(trunk.blocks[0].mlp, "fc1_g") else ()
+    )
+    meta = renamed(TRUNK, ("reg_token", "storage_tokens"), (r"gamma_([12])", r"ls\1.gamma"), *gates)
     zero = ("*.attn.qkv.bias", "*.attn.q_bias", "*.attn.v_bias", "*.attention.[qv]_proj.bias")
     return Tower(trunk, pool), (
         Layout(renamed(TRUNK), zero=zero),
