@@ -3,8 +3,11 @@
 The smallest of a family is built at its true size, the larger ones as miniatures of the same code.
 """
 
+import argparse
 import re
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -110,15 +113,144 @@ def test_one_tensor_dropped_renamed_transposed_or_added_is_named(name, tmp_path)
     damage(name, content, tmp_path)
 
 
+def below(root: str, tensors: dict) -> dict:
+    return {f"{root}{key}": tensor.clone() for key, tensor in tensors.items()}
+
+
+def sam() -> torch.nn.Module:
+    """SAM's encoder as timm has it, in the sizes of the miniature."""
+    sizes = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 4, "mlp_ratio": 2, "neck_chans": 16}
+    more = {"window_size": 3, "global_attn_indexes": (1, 3), "norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}
+    return timm.create_model("samvit_base_patch16", num_classes=0, **sizes, **more)
+
+
+def clip(name: str) -> torch.nn.Module:
+    """A CLIP model as open_clip has it, with a tower of pictures in the sizes of the miniature."""
+    import open_clip
+    from open_clip.model import CLIPTextCfg
+
+    text = CLIPTextCfg(context_length=8, vocab_size=9, width=16, heads=2, layers=1)
+    vision = {
+        "unimedclip": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "head_width": 16},
+        "biomedclip": {
+            "timm_model_name": "vit_base_patch16_224",
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 64,
+        },
+        "mobilefetalclip": {"timm_model_name": "fastvit_mci0", "timm_pool": "avg", "timm_proj": None, "image_size": 64},
+    }[name]
+    with patch.object(timm, "create_model", partial(timm.create_model, **SMALL.get(name, {}))):
+        lengths = {"unimedclip": 48, "biomedclip": 512, "mobilefetalclip": 512}
+        return open_clip.CLIP(lengths[name], vision, text, quick_gelu=name == "unimedclip")
+
+
+SMALL = {
+    "biomedclip": {**VIT, "img_size": 64},
+    "mobilefetalclip": {"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128)},
+}
+DECODER = {
+    "mask_token": torch.zeros(1, 1, 8),
+    "decoder_embed.weight": torch.zeros(8, 48),
+    "decoder_blocks.0.norm1.bias": torch.ones(8),
+}
+OWN = ("usf_mae", "ultrafedfm", "tinyusfm", "biomedclip", "unimedclip", "mobilefetalclip", "sam_base", "medsam")
+
+
+def theirs(name: str) -> torch.nn.Module:
+    """The miniature by the library that the authors' code is made of."""
+    if "sam" in name:
+        return sam()
+    if "clip" in name:
+        return clip(name)
+    return timm.create_model("vit_base_patch16_224", num_classes=0, img_size=64, **VIT)
+
+
+def metas(name: str) -> str:
+    return re.sub(r"mlp\.fc([12])", r"mlp.lin\1", name)
+
+
+def written(name: str, module: torch.nn.Module) -> dict:
+    """What the published file holds: names, other parts of the model, wrapper and the state of the optimiser."""
+    own, optimiser = (
+        module.state_dict(),
+        {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "args": argparse.Namespace(lr=1)},
+    )
+    if "sam" in name:
+        return below("image_encoder.", {metas(key): tensor for key, tensor in own.items()}) | {
+            "mask_decoder.iou_token.weight": torch.ones(1, 3)
+        }
+    return {
+        "usf_mae": lambda: own | DECODER,
+        "ultrafedfm": lambda: {"model": own | DECODER, **optimiser, "epoch": 1},
+        "tinyusfm": lambda: below("module.model.", own),
+        "biomedclip": lambda: own,
+        "unimedclip": lambda: {"state_dict": below("module.", own), "epoch": 1},
+        "mobilefetalclip": lambda: {"state_dict": below("module.", own), "epoch": 1, **optimiser},
+    }[name]()
+
+
+def vectors(name: str, module: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pooling -> embedding by the authors' library."""
+    if "sam" in name:
+        tokens = module.blocks(module.patch_embed(x) + module.pos_embed)
+        return {"patch_mean": tokens.mean((1, 2)), "neck_mean": module.neck(tokens.permute(0, 3, 1, 2)).mean((2, 3))}
+    if name == "unimedclip":
+        return {"projected": module.encode_image(x)}
+    if name == "mobilefetalclip":
+        return {
+            "projected": module.encode_image(x),
+            "avg": module.visual.trunk.forward_head(module.visual.trunk.forward_features(x), pre_logits=True),
+        }
+    trunk = module.visual.trunk if name == "biomedclip" else module
+    tokens = trunk.forward_features(x)
+    mean = tokens[:, 1:].mean(1)
+    found = {"cls": tokens[:, 0], "patch_mean": mean, "cls+mean": torch.cat([tokens[:, 0], mean], 1)}
+    if name == "biomedclip":
+        found["projected"] = module.encode_image(x)
+    if name in ("ultrafedfm", "tinyusfm"):
+        norm, trunk.norm = trunk.norm, torch.nn.Identity()
+        raw = trunk.forward_features(x)[:, 1:].mean(1)
+        trunk.norm = norm
+        found["patch_mean"] = torch.nn.functional.layer_norm(raw, raw.shape[1:], eps=1e-6)
+    return found
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.inference_mode()
+def test_the_authors_file_gives_what_their_library_makes_of_it(name, tmp_path):
+    module = numbered(theirs(name))
+    path = saved(written(name, module), tmp_path / "w.pth")
+    for pooling in catalogue.CATALOGUE[name].poolings:
+        encoder = load_encoder(f"{name}-mini", path, pooling=pooling)
+        want = vectors(name, module, seen(encoder))
+        assert name == "unimedclip" or set(want) == set(catalogue.CATALOGUE[name].poolings)
+        assert pooling not in want or alike(encoder, want[pooling]), pooling
+
+
+@torch.inference_mode()
+def test_a_norm_of_the_mean_is_taken_from_the_file_that_holds_it(tmp_path):
+    module = numbered(timm.create_model("vit_base_patch16_224", num_classes=0, img_size=64, global_pool="avg", **VIT))
+    encoder = load_encoder("tinyusfm-mini", saved(below("model.", module.state_dict()), tmp_path / "w.pth"))
+    assert alike(encoder, module(seen(encoder)))
+
+
 def file_of(name: str) -> dict:
     """The tensors of a miniature under the names of the authors' file."""
+    if name in OWN:
+        return {key.removeprefix("module."): tensor for key, tensor in opened(written(name, theirs(name))).items()}
     options = CONVNEXT if "convnext" in name else {**VIT, "img_size": catalogue.CATALOGUE[name].mini}
     return timm.create_model(TIMM[name][0], num_classes=0, **options).state_dict()
 
 
+def opened(content: dict) -> dict:
+    return next((content[key] for key in ("state_dict", "model") if key in content), content)
+
+
 def damage(name: str, content: dict, folder: Path) -> None:
-    wide = next(key for key in content if key.endswith(("mlp.fc1.weight", "mlp.fc1_g.weight")))
-    last = next(key for key in reversed(content) if key.endswith(".bias") and "attn_pool" not in key)
+    inside = [key for key in content if not key.startswith(("decoder", "mask_", "transformer.", "ln_final.", "text"))]
+    wide = next(key for key in inside if re.search(r"mlp\.(fc1|fc1_g|lin1|c_fc)\.weight", key))
+    last = next(key for key in reversed(inside) if re.search(r"(blocks|stages)\..*\.bias$", key))
     root = last.rpartition(".")[0]
     rest = {key: tensor for key, tensor in content.items() if key != last}
     damaged = {
