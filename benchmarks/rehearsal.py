@@ -30,7 +30,7 @@ import yaml
 from common import FOLDER, entry, parser, save
 
 from fpbench import load_study
-from fpbench.encoders.catalogue import published
+from fpbench.encoders.catalogue import CATALOGUE, PAPER
 from fpbench.errors import InputError
 from fpbench.files import artifacts
 from fpbench.grid.jobs import jobs
@@ -47,7 +47,7 @@ from pathlib import Path
 
 from fpbench import load_encoder, register_cohort, register_encoder
 from fpbench.cohorts import africa, spain
-from fpbench.encoders.catalogue import published
+from fpbench.encoders.catalogue import CATALOGUE, PAPER
 
 HELD = json.loads((Path(__file__).parent / "archive" / "stand-in.json").read_text())
 for source in (spain.SOURCE, africa.SOURCE):
@@ -63,7 +63,7 @@ def small(name):
     return nn.Sequential(nn.AdaptiveAvgPool2d(encoder.geometry.size), encoder.module)
 
 
-for one in published():
+for one in map(CATALOGUE.get, PAPER):
     shape = replace(one.geometry, size=min(one.geometry.size, {largest}))
     register_encoder("pooled_" + one.name, partial(small, one.name), shape, 0, one.mean, one.std)
 '''
@@ -179,7 +179,7 @@ def minutes(study: Path, place: Path) -> dict[str, float]:
 
 def check_room(folder: Path, pictures: int, encoders: list[str], runs: int, largest: int) -> None:
     """Raise InputError unless archives and the picture caches of some runs have room on the disk."""
-    sides = [min(one.geometry.size, largest) for one in published() if one.name in encoders]
+    sides = [min(CATALOGUE[name].geometry.size, largest) for name in PAPER if name in encoders]
     wanted, free = pictures * (stand_in.BYTES + runs * sum(side**2 for side in sides)), shutil.disk_usage(folder).free
     if free < wanted:
         how = "name another --folder, or a smaller --largest"
@@ -230,7 +230,7 @@ def main() -> int:
     made.add_argument(
         "--jobs", type=int, nargs="+", default=[2], help="notebooks at once; several: one run each, the bytes compared"
     )
-    made.add_argument("--encoders", nargs="+", default=[one.name for one in published()])
+    made.add_argument("--encoders", nargs="+", default=list(PAPER))
     made.add_argument("--epochs", type=int, default=3, help="of fine-tuning; 0: none")
     made.add_argument("--largest", type=int, default=1024, help="side of a picture, pixels")
     made.add_argument("--before", type=Path, help="what an earlier rehearsal wrote, to stand beside this one")

@@ -492,7 +492,7 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEVEN)
+@pytest.mark.parametrize("name", [*SEVEN, *catalogue.FURTHER])
 def test_what_a_network_holds_of_a_picture_is_as_the_catalogue_says(name):
     """MB in float32: the tensors that a backward pass needs, and the most that is alive in a forward pass."""
     entry = catalogue.CATALOGUE[name]

@@ -1,6 +1,6 @@
 """Write MODELS.md from the catalogue: ``python tools/models.py``. A test compares."""
 
-from fpbench.encoders.catalogue import Entry, published, table
+from fpbench.encoders.catalogue import CATALOGUE, FURTHER, PAPER, POPULATIONS, Entry, table
 from fpbench.files import paths
 
 
@@ -8,11 +8,17 @@ def text() -> str:
     """Return the text of MODELS.md."""
     return f"""# Models
 
-Written from `fpbench/encoders/catalogue.yaml` by `tools/models.py`; a test compares.
-No file of the four ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.
+Written from `fpbench/encoders/catalogue.yaml` and `further.yaml` by `tools/models.py`; a test compares.
+No file of the ultrasound models has been opened by us yet: names and shapes are from their code and from third parties.
 
-{table().to_markdown(index=False, disable_numparse=True)}
-{"".join(map(section, published()))}
+The seven encoders of the paper:
+
+{rows(PAPER)}
+
+Further ones, of which the demo and the paper's studies run none. A miniature of theirs (NAME`-mini`) has no weights: `random`, or a file.
+
+{rows(FURTHER)}
+{"".join(section(CATALOGUE[name]) for name in (*PAPER, *FURTHER))}
 ## Any other model
 
 `timm:NAME`, `open_clip:NAME/TAG` and `hf:NAME` (transformers) take any model of those libraries. The README shows how to register
@@ -33,6 +39,11 @@ Their weights may be a file of yours, `weights: PATH`:
 """
 
 
+def rows(names: tuple[str, ...]) -> str:
+    """Return the facts of encoders as a table."""
+    return table(names, POPULATIONS).to_markdown(index=False, disable_numparse=True)
+
+
 def section(e: Entry) -> str:
     """Return what is known of the weights, licence and pretraining of one encoder."""
     s = e.source
@@ -43,7 +54,8 @@ def section(e: Entry) -> str:
 
 - Weights: [{s.file}]({s.url}), {size}, {mark}; {"confirmed by a third party" if s.confirmed else "unconfirmed"}.
 - Licence: {e.licence}. Gated: {e.gated}.
-- Pretraining: {e.trained_on}. Saw the Spanish cohort: {e.saw_spain}; the African: {e.saw_africa} ({e.evidence}).
+- Pretraining: {e.trained_on}. Saw the Spanish cohort: {e.saw_spain}; the African: {e.saw_africa}; ACOUSLIC: {e.saw_acouslic}
+  ({e.evidence}).
 - Paper: {e.paper}. {e.note}
 """
 

@@ -287,7 +287,8 @@ def settle(model: str, pooling: str, geometry: Geometry | dict | None) -> tuple[
         raise InputError(f"{model} has no pooling {pooling!r}: expected one of {', '.join(entry.poolings)}")
     own = replace(entry.geometry, size=entry.mini) if mini else entry.geometry
     shape = geometry_of(own, geometry)
-    if (entry.sides == "fixed" and shape.size != own.size) or (entry.sides == "multiples of 16" and shape.size % 16):
+    step = entry.sides.removeprefix("multiples of ")
+    if (step == "fixed" and shape.size != own.size) or (step.isdigit() and shape.size % int(step)):
         raise InputError(f"{entry.name}: expected an input side of {own.size}, {entry.sides}; found {shape.size}")
     return entry, mini, pooling, shape
 

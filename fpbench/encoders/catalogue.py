@@ -1,11 +1,12 @@
 """The facts of each encoder: where its weights are, what it expects, what it returns, what it was trained on.
 
-The facts themselves are data, in `catalogue.yaml`; MODELS.md is written from them. What we could not verify is marked:
-``confirmed=False`` on a hash, "unknown" on a fact.
+The facts themselves are data: of the paper's encoders in `catalogue.yaml`, of others in `further.yaml`; MODELS.md is written from
+them. What we could not verify is marked: ``confirmed=False`` on a hash, "unknown" on a fact.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Source:
     """Where a weights file is published."""
 
-    kind: str  # hub | drive | drive-folder | url | package (shipped with fpbench)
+    kind: str  # hub | drive | drive-folder | url | page (from which a person has to take it) | package (shipped with fpbench)
     address: str  # repository, file id, folder id, URL
     file: str  # name under <weights>/<encoder>/
     size: int | None = None  # bytes
@@ -39,6 +40,7 @@ class Source:
             "drive": f"https://drive.google.com/file/d/{self.address}/view",
             "drive-folder": f"https://drive.google.com/drive/folders/{self.address}",
             "url": self.address,
+            "page": self.address,
             "package": "shipped with fpbench",
         }[self.kind]
 
@@ -54,7 +56,10 @@ class Entry:
     mean: tuple[float, float, float]  # of channels in [0, 1]
     std: tuple[float, float, float]
     poolings: dict[str, int]  # name -> length of the embedding; the first is the default
-    sides: str = "fixed"  # fixed | multiples of 16 | any: input sides that work
+    build: dict = field(
+        default_factory=dict
+    )  # what the adapter's ``build`` is told beside: architecture, names in the file
+    sides: str = "fixed"  # fixed | multiples of N | any: input sides that work
     mini: int = 64  # side of the miniature's input, pixels
     parameters: float = 0.0  # of the encoder, millions
     gmacs: str = ""  # per image, attention counted
@@ -68,15 +73,16 @@ class Entry:
     trained_on: str = "unknown"
     saw_spain: str = "unknown"  # yes | no | unknown: the pretraining data hold the cohort
     saw_africa: str = "unknown"
-    evidence: str = ""  # for the two above
+    saw_acouslic: str = "unknown"
+    evidence: str = ""  # for the three above
     paper: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what is no text where text is due: YAML reads a plain no as False and a plain 4.1 as a number."""
-        for field in fields(self):
-            if field.type is str and not isinstance(found := getattr(self, field.name), str):
-                raise InputError(f"{self.name}: {field.name}: expected text, found {found!r}: put it in quotes")
+        for fact in fields(self):
+            if fact.type is str and not isinstance(found := getattr(self, fact.name), str):
+                raise InputError(f"{self.name}: {fact.name}: expected text, found {found!r}: put it in quotes")
 
 
 CATALOGUE: dict[str, Entry] = {}
@@ -101,23 +107,27 @@ def find(model: str) -> tuple[Entry, bool]:
 
 def builder(entry: Entry) -> Callable:
     """Return the function that builds the entry's module and layouts."""
-    return (
-        entry.adapter if callable(entry.adapter) else import_module(f"fpbench.encoders.adapters.{entry.adapter}").build
-    )
+    if callable(entry.adapter):
+        return entry.adapter
+    return partial(import_module(f"fpbench.encoders.adapters.{entry.adapter}").build, **entry.build)
 
 
-for _facts in yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text()):
-    _parts = {"geometry": Geometry(**_facts["geometry"]), "source": Source(**_facts["source"])}
-    add(Entry(**_facts | _parts | {name: tuple(_facts[name]) for name in ("mean", "std", "held")}))
+def _read(file: str) -> tuple[str, ...]:
+    """Add the entries of a file; return their names."""
+    found = yaml.safe_load(Path(__file__).with_name(file).read_text())
+    for facts in found:
+        parts = {"geometry": Geometry(**facts["geometry"]), "source": Source(**facts["source"])}
+        add(Entry(**facts | parts | {name: tuple(facts[name]) for name in ("mean", "std", "held")}))
+    return tuple(facts["name"] for facts in found)
 
 
-def published() -> list[Entry]:
-    """Return the encoders of the paper: the entries whose weights somebody publishes."""
-    return [entry for entry in CATALOGUE.values() if entry.source]
+PAPER = _read("catalogue.yaml")
+FURTHER = _read("further.yaml")
+POPULATIONS = ("Spain", "Africa", "ACOUSLIC")  # of which an entry says whether the pretraining saw them
 
 
-def table() -> "pd.DataFrame":
-    """Return the facts of the paper's encoders, one row each; GMACs per image, ``saw``: does the pretraining hold the cohort."""
+def table(names: Sequence[str] = PAPER, saw: Sequence[str] = POPULATIONS[:2]) -> "pd.DataFrame":
+    """Return the facts of encoders, one row each; GMACs per image, ``saw``: does the pretraining hold the cohort."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -130,8 +140,7 @@ def table() -> "pd.DataFrame":
             "parameters (M)": e.parameters,
             "GMACs": e.gmacs,
             "licence": e.licence.split(" (")[0],
-            "saw Spain": e.saw_spain,
-            "saw Africa": e.saw_africa,
+            **{f"saw {population}": getattr(e, f"saw_{population.lower()}") for population in saw},
         }
-        for e in published()
+        for e in (CATALOGUE[name] for name in names)
     )

@@ -169,6 +169,8 @@ def _transfer(name: str, source: Source, path: Path) -> str:
     try:
         if source.kind == "hub":
             return _from_hub(name, source, path)
+        if source.kind == "page":
+            raise InputError(f"expected a file to download, its authors have put it on a page for browsers: {address}")
         if source.kind == "drive-folder":
             address = _in_folder(address, source.file)
         if source.kind != "url":

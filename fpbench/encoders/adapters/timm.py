@@ -1,6 +1,7 @@
-"""Any timm model, ``timm:NAME``, with timm's own preprocessing facts; and the catalogue's two convolutional networks."""
+"""Any timm model, ``timm:NAME``, with timm's own preprocessing facts; and the catalogue's convolutional networks."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,23 +10,34 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Size, Tensor, nn
 
 from fpbench.encoders import Plan, tables
-from fpbench.encoders.checkpoint import Layout
+from fpbench.encoders.checkpoint import Layout, renamed
 from fpbench.errors import InputError
 from fpbench.images import Geometry
 
 CROP_MODES = {"center": "resize_crop", "squash": "squash", "border": "pad_square"}
-# name in the catalogue -> architecture with its weights tag, sizes of the miniature
-CNNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet50": ("resnet50.a1_in1k", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_width": 8}),
-    "efficientnetv2_s": ("tf_efficientnetv2_s.in21k_ft_in1k", {"channel_multiplier": 0.125, "depth_multiplier": 0.2}),
-}
 
 
-def build(name: str, size: int, pooling: str, mini: bool, **options: Any) -> tuple[nn.Module, tuple[Layout, ...]]:
-    """Return a network of the catalogue and the layout of timm's file."""
-    architecture, small = CNNS[name]
-    module = timm.create_model(architecture, num_classes=0, **options, **(small if mini else {}))
-    return module, (_layout(module),)
+def build(
+    name: str,
+    size: int,
+    pooling: str,
+    mini: bool,
+    model: str,
+    small: dict[str, Any],
+    root: str = "",
+    length: int = 0,
+    **options: Any,
+) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """Return a network of the catalogue and the layout of its file.
+
+    ``small`` are the sizes of its miniature, ``root`` stands before timm's names in the file, ``length`` is that of the embedding where
+    the classifier is a projection that belongs to it (``projected``).
+    """
+    classes = length if pooling == "projected" else 0
+    module = timm.create_model(model, num_classes=classes, **options, **(small if mini else {}))
+    own = _layout(module)
+    left_out = tuple(root + pattern for pattern in own.left_out)
+    return module, (replace(own, source=renamed((r"^", root)), prefix=root, left_out=left_out),)
 
 
 def plan(architecture: str, weights: str, pooling: str, options: dict, ignore: tuple[str, ...], prefix: str) -> Plan:

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 
@@ -60,3 +61,20 @@ class Mean(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, C) from (B, N, C) or (B, H, W, C)."""
         return features.flatten(1, -2)[:, self.skip :].mean(1)
+
+
+class Both(nn.Module):
+    """The first token, then the mean over those of the grid, before which ``skip`` tokens stand."""
+
+    def __init__(self, skip: int) -> None:
+        super().__init__()
+        self.skip = skip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (B, 2 C) from (B, N, C)."""
+        return torch.cat([tokens[:, 0], tokens[:, self.skip :].mean(1)], 1)
+
+
+def pooled(name: str, skip: int) -> nn.Module:
+    """Return a pool of tokens without numbers of its own: cls, patch_mean or cls+mean."""
+    return {"cls": ClassToken(), "patch_mean": Mean(skip), "cls+mean": Both(skip)}[name]

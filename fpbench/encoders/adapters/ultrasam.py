@@ -1,4 +1,4 @@
-"""UltraSAM's image encoder: SAM's ViT-B as transformers builds it, with a leaner global attention.
+"""The image encoder of UltraSAM, SAM and MedSAM: SAM's ViT-B as transformers builds it, with a leaner global attention.
 
 The embedding is the mean over all tokens of the last block, padding included, without SAM's neck: so the authors classify.
 Their file has position tables for 1024 px; other sizes resize both, as mmpretrain does.
@@ -71,8 +71,16 @@ class SamTower(Tower):
         return x
 
 
-def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tuple[Layout, ...]]:
-    """Return the tower and the layout of the authors' file (mmengine, mmpretrain's names under ``backbone.``)."""
+def build(
+    name: str,
+    size: int,
+    pooling: str,
+    mini: bool,
+    names: str = "ultrasam",
+    root: str = "backbone.",
+    neck_in_file: str = "channel_reduction",
+) -> tuple[nn.Module, tuple[Layout, ...]]:
+    """Return the tower and the layout of the authors' file: mmpretrain's names (mmengine), or Meta's (``names: sam``), under ``root``."""
     # transformers' own start (1e-10) would make random weights blind
     trunk = SamVisionEncoder(SamVisionConfig(image_size=size, initializer_range=0.02, **(MINI if mini else {})))
     for layer in trunk.layers if (size // 16) ** 2 >= FOLDED else ():
@@ -81,11 +89,11 @@ def build(name: str, size: int, pooling: str, mini: bool) -> tuple[nn.Module, tu
     neck = trunk.neck
     del trunk.neck
     pool: nn.Module = Mean()
-    unused: tuple[str, ...] = ("backbone.channel_reduction.*",)
+    unused: tuple[str, ...] = (f"{root}{neck_in_file}.*",)
     if pooling == "neck_mean":
         pool, unused = nn.Sequential(neck, Permute([0, 2, 3, 1]), Mean()), ()
     resize = partial(resize_tables, grid=4 if mini else 64)  # patches of 16 px
-    return SamTower(trunk, pool), (Layout(renamed(*NAMES["ultrasam"]), "backbone.", left_out=unused, adapt=resize),)
+    return SamTower(trunk, pool), (Layout(renamed(*NAMES[names]), root, left_out=unused, adapt=resize),)
 
 
 def resize_tables(name: str, tensor: Tensor, shape: tuple[int, ...], grid: int) -> Tensor:
