@@ -314,3 +314,10 @@ def test_the_facts_are_whole(name):
     assert entry.source.url.startswith("https://")
     with pytest.raises(InputError, match="has no weights of its own"):
         load_encoder(f"{name}-mini")
+
+
+def test_what_makes_an_encoder_is_no_option():
+    with pytest.raises(
+        InputError, match="dinov2_small: expected options that leave it the encoder that it is, found model"
+    ):
+        load_encoder("dinov2_small-mini", weights="random", options={"model": "vit_tiny_patch16_224"})

@@ -273,6 +273,9 @@ def _taken(name: str, options: dict) -> Iterator[None]:
 def _plan(model: str, weights: str, pooling: str, geometry: Geometry | dict | None, options: dict) -> Plan:
     """Build the module of a catalogue entry."""
     entry, mini, pooling, shape = settle(model, pooling, geometry)
+    if fixed := sorted({*options} & {*entry.build}):
+        wanted = "expected options that leave it the encoder that it is"
+        raise InputError(f"{entry.name}: {wanted}, found {', '.join(fixed)}: correct the study, or take timm:NAME")
     module, layouts = catalogue.builder(entry)(name=entry.name, size=shape.size, pooling=pooling, mini=mini, **options)
     dim = length(module, shape.size) if mini else entry.poolings[pooling]
     licence = "none (miniature)" if mini else entry.licence
